@@ -1,0 +1,164 @@
+"""The file format: a safetensors file whose header holds one JSON document. Never pickle.
+
+This module turns frozen dataclasses of tensors and plain values into JSON plus named tensors and back, and reads and
+writes the file; what the document says is `steering`'s business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .errors import ArtefactError, SteerlabError, nearest
+from .files import whole
+from .sites import Site
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+T = TypeVar("T")
+KEY = "steerlab"  # the one entry of the safetensors header
+GREATEST_HEADER = 16 * 2**20  # characters; a steering's document is a few kilobytes
+
+
+def settle(thing: T) -> T:
+    """The same dataclass with its tensors detached, contiguous and on the CPU, at any depth."""
+    moved: dict[str, Any] = {}
+    for f in dataclasses.fields(cast("Any", thing)):
+        value = getattr(thing, f.name)
+        if isinstance(value, Tensor):
+            moved[f.name] = value.detach().cpu().contiguous()
+        elif dataclasses.is_dataclass(value) and not isinstance(value, (Site, type)):
+            moved[f.name] = settle(value)
+    if all(value is getattr(thing, name) for name, value in moved.items()):
+        return thing
+    return dataclasses.replace(cast("Any", thing), **moved)
+
+
+def flatten(thing: object, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A dataclass as `{"kind": its class, field: value}`; its tensors apart, under names that begin with `prefix`."""
+    row: dict[str, Any] = {"kind": type(thing).__name__}
+    tensors: dict[str, Tensor] = {}
+    for f in dataclasses.fields(cast("Any", thing)):
+        value, name = getattr(thing, f.name), f"{prefix}.{f.name}"
+        if isinstance(value, Tensor):
+            row[f.name] = {"tensor": name}
+            tensors[name] = value
+        elif isinstance(value, Site):
+            row[f.name] = {"site": str(value)}
+        elif dataclasses.is_dataclass(value):
+            row[f.name], inner = flatten(value, name)
+            tensors.update(inner)
+        else:
+            row[f.name] = value
+    return row, tensors
+
+
+def restore(row: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mapping[str, type]) -> Any:
+    """The dataclass that `flatten` took apart. Raises `ArtefactError` for a kind or field that this version lacks."""
+    kind = row.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ArtefactError(
+            f"the file has an edit or control of the kind {kind!r}, which this version doesn't know."
+            f" {nearest(str(kind), kinds)} A newer steerlab, or the package that defines it, may read the file."
+        )
+    values: dict[str, Any] = {}
+    known = {f.name for f in dataclasses.fields(kinds[kind])}
+    for name, value in row.items():
+        if name == "kind":
+            continue
+        if name not in known:
+            raise ArtefactError(f"{kind} has the field {name!r} in this file. {nearest(name, known)}")
+        if isinstance(value, Mapping):
+            inner = cast("Mapping[str, Any]", value)
+            if "tensor" in inner:
+                if inner["tensor"] not in tensors:
+                    raise ArtefactError(f"the file's header names the tensor {inner['tensor']!r}, which it doesn't hold.")
+                value = tensors[inner["tensor"]]
+            elif "site" in inner:
+                value = Site.parse(inner["site"])
+            else:
+                value = restore(inner, tensors, kinds)
+        values[name] = value
+    try:
+        return kinds[kind](**values)
+    except (SteerlabError, TypeError) as problem:
+        raise ArtefactError(f"the file's {kind} is not a valid one: {problem}") from problem
+
+
+def write(path: str | PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the document and its tensors, beside and renamed. Raises `ArtefactError`."""
+    from safetensors.torch import save_file
+
+    text = json.dumps(document, ensure_ascii=False, sort_keys=True)
+    with whole(path) as part:
+        save_file({k: t.contiguous() for k, t in tensors.items()}, part, metadata={KEY: text})
+
+
+def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The document and tensors of a file. Raises `ArtefactError`, which says what the file is instead."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        beside = path.parent.glob("*.safetensors") if path.parent.is_dir() else ()
+        raise ArtefactError(f"there is no file {path}. {nearest(path.name, (p.name for p in beside))}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            names = list(file.keys())
+            if text is None:
+                raise ArtefactError(
+                    f"{path} is a safetensors file without a steering in its header ({len(names)} tensors, such as"
+                    f" {names[:3]}); expected one that `Steering.save` wrote."
+                )
+            if len(text) > GREATEST_HEADER:
+                raise ArtefactError(f"{path} has a header of {len(text)} characters; at most {GREATEST_HEADER} are read.")
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, UnicodeDecodeError) as problem:
+        raise ArtefactError(
+            f"{path} ({path.stat().st_size} bytes) is not a readable safetensors file: {problem}."
+            " It may be cut short or of another format; fetch or save it again."
+        ) from problem
+    document = parse(text, path)
+    _check_names(document, tensors, path)
+    return document, tensors
+
+
+def parse(text: str, path: str | PathLike[str]) -> dict[str, Any]:
+    """The header's JSON as an object. Raises `ArtefactError`."""
+    try:
+        document = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise ArtefactError(f"the header of {path} is not valid JSON ({problem}); the file is damaged.") from problem
+    if not isinstance(document, dict):
+        raise ArtefactError(f"the header of {path} holds {type(document).__name__}; expected a JSON object.")
+    return cast("dict[str, Any]", document)
+
+
+def _check_names(document: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Every tensor in the file is named by the document: nothing travels along unseen."""
+    text = json.dumps(document)
+    for name, tensor in tensors.items():
+        if json.dumps(name) not in text:
+            raise ArtefactError(f"{path} holds the tensor {name!r}, which its header doesn't mention; it is not read.")
+        if tensor.dtype not in (torch.float32, torch.int64, torch.bool):
+            raise ArtefactError(f"{path} holds {name!r} as {tensor.dtype}; expected float32, int64 or bool.")
+
+
+def plain(value: object) -> object:
+    """A JSON value for a setting: tuples become lists, sites and paths their text."""
+    if isinstance(value, (str, int, float, bool, types.NoneType)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in cast("list[object]", value)]
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in cast("Mapping[object, object]", value).items()}
+    return str(value)

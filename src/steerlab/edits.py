@@ -1,0 +1,594 @@
+"""What: functions on activations, `edit(h [*n, d], s) -> [*n, d]`, that know no model.
+
+Strength has one unit. `edit(h, 0)` is `h`; +1 is the effect as fitted; an edit with two poles reaches the other one at
+−1. Each edit carries the `domain` of its strength and refuses what lies outside.
+
+Arithmetic runs in float32 and is cast back once. An edit that is affine in `h` at a strength says so (`affine`): engines
+that batch many steerings, exports and weight baking work on that normal form alone.
+
+A new kind is a subclass of `Edit` with a field for every tensor; saving, loading and the laws find it by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from .errors import EditError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+Strength = float | Tensor
+Domain = tuple[float, float]
+TWO_SIDED: Domain = (-math.inf, math.inf)
+UNIT: Domain = (0.0, 1.0)
+TOLERANCE = 1e-4  # how far from orthonormal a stored basis may be
+
+
+class AffineMap(NamedTuple):
+    """The normal form h + diag⊙h + (h·downᵀ)·up + bias; an absent part is zero."""
+
+    diag: Float[Tensor, " d"] | None
+    down: Float[Tensor, "r d"] | None
+    up: Float[Tensor, "r d"] | None
+    bias: Float[Tensor, " d"] | None
+
+    def __call__(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        x = h.float()
+        out = x
+        if self.diag is not None:
+            out = out + self.diag * x
+        if self.down is not None and self.up is not None:
+            out = out + (x @ self.down.T) @ self.up
+        if self.bias is not None:
+            out = out + self.bias
+        return out.to(h.dtype)
+
+    def then(self, after: AffineMap) -> AffineMap:
+        """The one map that does this and then `after`."""
+        d1, d2 = self.diag, after.diag
+
+        def through(rows: Tensor) -> Tensor:  # rows · (I + diag2)
+            return rows if d2 is None else rows + rows * d2
+
+        diag = d2 if d1 is None else d1 if d2 is None else d1 + d2 + d1 * d2
+        bias = None if self.bias is None else through(self.bias)
+        downs, ups = [], []
+        if self.down is not None and self.up is not None:
+            up = through(self.up)
+            if after.down is not None and after.up is not None:
+                up = up + (self.up @ after.down.T) @ after.up
+            downs.append(self.down)
+            ups.append(up)
+        if after.down is not None and after.up is not None:
+            downs.append(after.down if d1 is None else after.down * (1 + d1))
+            ups.append(after.up)
+            if self.bias is not None and bias is not None:
+                bias = bias + (self.bias @ after.down.T) @ after.up
+        if after.bias is not None:
+            bias = after.bias if bias is None else bias + after.bias
+        return AffineMap(diag, torch.cat(downs) if downs else None, torch.cat(ups) if ups else None, bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit(ABC):
+    """A function on activations with a strength. Subclasses are frozen dataclasses of tensors and plain values."""
+
+    domain: ClassVar[Domain] = TWO_SIDED
+    rank: ClassVar[int] = 1
+
+    def __call__(self, h: Float[Tensor, "*n d"], s: Strength = 1.0) -> Float[Tensor, "*n d"]:
+        """The edited activations, in the shape, dtype and device of `h`.
+
+        `s` is a number, or a tensor that broadcasts against `[*n, 1]` (or `[*n, r]`: one strength for each row of a
+        basis). Raises `EditError` outside the domain or at another width.
+        """
+        if h.shape[-1] != self.width:
+            raise EditError(f"{self.kind} was fitted at width {self.width}; the activations have width {h.shape[-1]}.")
+        s = self.check(s, h.device)
+        return self.apply(h.float(), s).to(h.dtype)
+
+    @abstractmethod
+    def apply(self, h: Float[Tensor, "*n d"], s: Float[Tensor, "*n r"]) -> Float[Tensor, "*n d"]:
+        """The formula, on float32 `h` and a strength tensor inside the domain."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """The width `d` of the site that it edits."""
+
+    def affine(self, s: Strength = 1.0) -> AffineMap | None:
+        """The edit at one strength in normal form, or None where it isn't affine in `h`."""
+        return None
+
+    def opposite(self) -> Edit:
+        """The edit whose +1 is this one's −1. Raises `EditError` for an edit that has no opposite."""
+        raise EditError(f"{self.kind} has no opposite: its strength lies in [{self.domain[0]:g}, {self.domain[1]:g}].")
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether negative strengths mean the opposite."""
+        return self.domain[0] < 0
+
+    @property
+    def kind(self) -> str:
+        """The name under which it is saved."""
+        return type(self).__name__
+
+    def check(self, s: Strength, device: torch.device | None = None) -> Float[Tensor, "*n r"]:
+        """The strength as a float32 tensor. Raises `EditError` outside the domain."""
+        low, high = self.domain
+        if isinstance(s, Tensor):
+            t = s.to(device=device, dtype=torch.float32)
+            ok = bool(((t >= low) & (t <= high)).all())
+        else:
+            t = torch.tensor([float(s)], device=device)
+            ok = low <= float(s) <= high
+        if not ok:
+            given = f"{float(s):g}" if not isinstance(s, Tensor) else f"{t.min().item():g} to {t.max().item():g}"
+            raise EditError(f"{self.kind} takes strengths in [{low:g}, {high:g}]; got {given}.")
+        return t
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same edit with its tensors on another device."""
+        moved: dict[str, Tensor | Edit] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, (Tensor, Edit)):
+                moved[f.name] = value.to(device)
+        if all(value is getattr(self, name) for name, value in moved.items()):
+            return self
+        return dataclasses.replace(self, **moved)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    @abstractmethod
+    def random(cls, width: int, generator: torch.Generator) -> Edit:
+        """A valid instance drawn at random, so that the laws can be tested on every kind that exists."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shift(Edit):
+    """h + s·v. A direction from class means has the gap between the means as its length, so that +1 closes it."""
+
+    v: Float[Tensor, " d"]
+
+    def __post_init__(self) -> None:
+        _keep(self, v=_vector("v", self.v))
+
+    @property
+    def width(self) -> int:
+        return self.v.shape[0]
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        return h + s * self.v
+
+    def affine(self, s: Strength = 1.0) -> AffineMap:
+        return AffineMap(None, None, None, self.check(s, self.v.device).squeeze(-1) * self.v)
+
+    def opposite(self) -> Shift:
+        return Shift(-self.v)
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Shift:
+        return cls(torch.randn(width, generator=generator))
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(Edit):
+    """Set the coordinates in span(q) to a pole: CDAS, DAS and clamping of a direction.
+
+    With a = h·qᵀ, p the pole of the strength's sign and o the other: a moves to a + |s|·(p − a) up to |s| = 1, and
+    beyond to p + (|s| − 1)·(p − o) whatever it was. The complement of span(q) is never touched. Continuous in s; a
+    distributed interchange (CDAS, section 3) is a Clamp whose pole is read from a source run.
+    """
+
+    q: Float[Tensor, "r d"]
+    positive: Float[Tensor, " r"]
+    negative: Float[Tensor, " r"]
+
+    def __post_init__(self) -> None:
+        q = _orthonormal("q", self.q)
+        positive, negative = (_vector(n, getattr(self, n), q.shape[0]) for n in ("positive", "negative"))
+        _keep(self, q=q, positive=positive, negative=negative)
+
+    @property
+    def width(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Rows of q; each can have a strength of its own."""
+        return self.q.shape[0]
+
+    def target(self, a: Float[Tensor, "*n r"], s: Float[Tensor, "*n r"]) -> Float[Tensor, "*n r"]:
+        """Where the coordinates `a` end up."""
+        p = torch.where(s >= 0, self.positive, self.negative)
+        o = torch.where(s >= 0, self.negative, self.positive)
+        size = s.abs()
+        return torch.where(size <= 1, a + size * (p - a), p + (size - 1) * (p - o))
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        a = h @ self.q.T
+        return h + (self.target(a, s) - a) @ self.q
+
+    def affine(self, s: Strength = 1.0) -> AffineMap | None:
+        s = self.check(s, self.q.device).expand(self.rank)
+        zero = torch.zeros_like(self.positive)
+        # target(a) = target(0) + (1 − min(|s|, 1))·a
+        return AffineMap(None, self.q, -s.abs().clamp(max=1)[:, None] * self.q, self.target(zero, s) @ self.q)
+
+    def opposite(self) -> Clamp:
+        return type(self)(self.q, self.negative, self.positive)
+
+    def strength_of_multiplier(self, m: float, pole: Literal["positive", "negative"] = "positive") -> float:
+        """The strength at which a rank-1 clamp sets the coordinate to m times a pole: the published multiplier.
+
+        m = 1 is strength ±1. Where m·pole lies beyond the other pole (poles of one sign, the wanted one nearer to zero),
+        that is a strength of the other sign: the published multiplier turns round there. Raises `EditError` between the
+        poles, where a clamp only moves part of the way and no strength sets that value.
+        """
+        if self.rank != 1:
+            raise EditError(f"a multiplier of one pole is defined for rank 1; this clamp has rank {self.rank}.")
+        p, o = self.positive.item(), self.negative.item()
+        if p == o:
+            raise EditError(f"both poles are {p:g}, so strength has no scale beyond 1.")
+        goal = m * (p if pole == "positive" else o)
+        beyond_positive, beyond_negative = (goal - p) / (p - o), (goal - o) / (o - p)
+        if beyond_positive >= 0:
+            return 1 + beyond_positive
+        if beyond_negative >= 0:
+            return -1 - beyond_negative
+        raise EditError(
+            f"{m:g} times the {pole} pole is {goal:g}, between the poles {o:g} and {p:g}: no strength sets the coordinate"
+            " to it (a strength inside (−1, 1) moves it part of the way)."
+        )
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Clamp:
+        r = 1 + int(torch.randint(min(3, width), (1,), generator=generator))
+        poles = torch.randn(2, r, generator=generator)
+        return cls(_random_basis(r, width, generator), poles[0], poles[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Push(Clamp):
+    """A Clamp that only ever moves a coordinate towards its pole, never back: what is already beyond stays.
+
+    One-sided, coordinate by coordinate: those with (p − o)·(target − a) > 0 move, where `target` is where the clamp
+    would put them (for |s| ≤ 1 that is the same as being short of the pole). Prompts that are already at the pole, as
+    unrelated ones often are when a behaviour is suppressed, are left bit-identical.
+    """
+
+    def target(self, a: Tensor, s: Tensor) -> Tensor:
+        goal = super().target(a, s)
+        away = torch.sign(self.positive - self.negative) * torch.sign(s)
+        return torch.where(away * (goal - a) > 0, goal, a)
+
+    def affine(self, s: Strength = 1.0) -> AffineMap | None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate(Edit):
+    """h − s·((h·qᵀ − centre)·q): directional ablation (Arditi et al. 2024, eq. 4, at centre 0 and s = 1)."""
+
+    domain: ClassVar[Domain] = UNIT
+    q: Float[Tensor, "r d"]
+    centre: Float[Tensor, " r"] | None = None
+
+    def __post_init__(self) -> None:
+        q = _orthonormal("q", self.q)
+        centre = torch.zeros(q.shape[0]) if self.centre is None else self.centre
+        _keep(self, q=q, centre=_vector("centre", centre.to(q.device), q.shape[0]))
+
+    @property
+    def width(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Rows of q."""
+        return self.q.shape[0]
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        return h - (s * (h @ self.q.T - self.centre)) @ self.q
+
+    def affine(self, s: Strength = 1.0) -> AffineMap:
+        s = self.check(s, self.q.device).expand(self.rank)
+        assert self.centre is not None  # set in __post_init__
+        return AffineMap(None, self.q, -s[:, None] * self.q, (s * self.centre) @ self.q)
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Ablate:
+        r = 1 + int(torch.randint(min(2, width), (1,), generator=generator))
+        return cls(_random_basis(r, width, generator), torch.randn(r, generator=generator))
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Edit):
+    """h + s·(diag⊙h + (h·downᵀ)·up + bias): transport, ReFT and LM-Steer.
+
+    One-sided (strength in [0, 1]) unless the method that made it says that its negative means the opposite
+    (`symmetric=True`).
+    """
+
+    bias: Float[Tensor, " d"]
+    diag: Float[Tensor, " d"] | None = None
+    down: Float[Tensor, "r d"] | None = None
+    up: Float[Tensor, "r d"] | None = None
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        bias = _vector("bias", self.bias)
+        d = bias.shape[0]
+        if (self.down is None) != (self.up is None):
+            raise EditError("Affine has one of down and up; give both, or neither.")
+        diag = None if self.diag is None else _vector("diag", self.diag, d)
+        down = None if self.down is None else _matrix("down", self.down, d)
+        up = None if self.up is None else _matrix("up", self.up, d)
+        if down is not None and up is not None and down.shape != up.shape:
+            raise EditError(f"Affine's down is {_shape(down)} and up {_shape(up)}; expected the same shape [r, d].")
+        _keep(self, bias=bias, diag=diag, down=down, up=up)
+
+    @property
+    def domain(self) -> Domain:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Two-sided where the method says so."""
+        return TWO_SIDED if self.symmetric else UNIT
+
+    @property
+    def width(self) -> int:
+        return self.bias.shape[0]
+
+    def _map(self) -> AffineMap:
+        return AffineMap(self.diag, self.down, self.up, self.bias)
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        return h + s * (self._map()(h) - h)
+
+    def affine(self, s: Strength = 1.0) -> AffineMap:
+        s = self.check(s, self.bias.device).squeeze(-1)
+        diag, down, up, bias = self._map()
+        return AffineMap(None if diag is None else s * diag, down, None if up is None else s * up, s * self.bias)
+
+    def opposite(self) -> Edit:
+        if not self.symmetric:
+            return super().opposite()
+        diag, _, up, _ = self._map()
+        return Affine(
+            -self.bias, None if diag is None else -diag, self.down, None if up is None else -up, symmetric=True
+        )
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Affine:
+        draw = [torch.randn(n, width, generator=generator) / math.sqrt(width) for n in (1, 1, 2, 2)]
+        full, symmetric = torch.randint(2, (2,), generator=generator).bool().tolist()
+        if not full:
+            return cls(draw[0][0], symmetric=symmetric)
+        return cls(draw[0][0], draw[1][0], draw[2], draw[3], symmetric=symmetric)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate(Edit):
+    """Turn by s·angle inside the plane span(q); the norm is kept. `angle` in radians, from q[0] towards q[1]."""
+
+    q: Float[Tensor, "2 d"]
+    angle: float
+
+    def __post_init__(self) -> None:
+        _keep(self, q=_plane(self.q))
+        if not math.isfinite(self.angle):
+            raise EditError(f"Rotate has the angle {self.angle}; expected finite radians.")
+
+    @property
+    def width(self) -> int:
+        return self.q.shape[1]
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        return _turn(h, self.q, s * self.angle)
+
+    def affine(self, s: Strength = 1.0) -> AffineMap:
+        theta = self.check(s, self.q.device).squeeze(-1) * self.angle
+        cos, sin = torch.cos(theta), torch.sin(theta)
+        # a @ turn is the turned coordinates (a1 cos − a2 sin, a1 sin + a2 cos)
+        turn = torch.stack([torch.stack([cos, sin]), torch.stack([-sin, cos])])
+        return AffineMap(None, self.q, (turn - torch.eye(2, device=turn.device)) @ self.q, None)
+
+    def opposite(self) -> Rotate:
+        return Rotate(self.q, -self.angle)
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Rotate:
+        return cls(_random_basis(2, width, generator), float(torch.randn((), generator=generator)))
+
+
+@dataclass(frozen=True, eq=False)
+class PointTo(Edit):
+    """Turn a fraction s of the shorter arc to an absolute angle in the plane span(q): angular steering; norm kept.
+
+    `angle` in radians, from q[0] towards q[1]. A vector without a component in the plane has no angle and stays.
+    """
+
+    domain: ClassVar[Domain] = UNIT
+    q: Float[Tensor, "2 d"]
+    angle: float
+
+    def __post_init__(self) -> None:
+        _keep(self, q=_plane(self.q))
+        if not math.isfinite(self.angle):
+            raise EditError(f"PointTo has the angle {self.angle}; expected finite radians.")
+
+    @property
+    def width(self) -> int:
+        return self.q.shape[1]
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        a = h @ self.q.T
+        arc = self.angle - torch.atan2(a[..., 1:], a[..., :1])
+        arc = torch.remainder(arc + math.pi, 2 * math.pi) - math.pi
+        return _turn(h, self.q, s * arc)
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> PointTo:
+        return cls(_random_basis(2, width, generator), float(torch.randn((), generator=generator)))
+
+
+@dataclass(frozen=True, eq=False)
+class OneSided(Edit):
+    """`inner`, but only where h·direction < threshold: on the other side of the boundary nothing is touched."""
+
+    inner: Edit
+    direction: Float[Tensor, " d"]
+    threshold: float
+
+    def __post_init__(self) -> None:
+        _keep(self, direction=_vector("direction", self.direction, self.inner.width))
+        if not math.isfinite(self.threshold):
+            raise EditError(f"OneSided has the threshold {self.threshold}; expected a finite number.")
+
+    @property
+    def domain(self) -> Domain:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner edit's."""
+        return self.inner.domain
+
+    @property
+    def width(self) -> int:
+        return self.inner.width
+
+    @property
+    def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner edit's."""
+        return self.inner.rank
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        wrong = (h @ self.direction < self.threshold)[..., None]
+        return torch.where(wrong, self.inner.apply(h, s), h)
+
+    def opposite(self) -> OneSided:
+        return OneSided(self.inner.opposite(), self.direction, self.threshold)
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> OneSided:
+        inner = Clamp.random(width, generator)
+        return cls(inner, torch.randn(width, generator=generator), float(torch.randn((), generator=generator)))
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Edit):
+    """Chosen dimensions multiplied: h_i·(1 + s·(factor_i − 1)) for i in `index` (AUSteer). `size` is the site's width."""
+
+    index: Int[Tensor, " k"]
+    factor: Float[Tensor, " k"]
+    size: int
+
+    def __post_init__(self) -> None:
+        index = self.index.detach().to(torch.int64)
+        if index.ndim != 1 or index.numel() == 0 or index.unique().numel() != index.numel():
+            raise EditError(f"Scale has the index {index.tolist()}; expected distinct dimensions, at least one.")
+        if int(index.min()) < 0 or int(index.max()) >= self.size:
+            raise EditError(f"Scale touches dimensions {index.tolist()} of {self.size}; they count from 0.")
+        _keep(self, index=index, factor=_vector("factor", self.factor, index.shape[0]))
+
+    @property
+    def width(self) -> int:
+        return self.size
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        return h + h * (s * self._diag())
+
+    def affine(self, s: Strength = 1.0) -> AffineMap:
+        return AffineMap(self.check(s, self.factor.device).squeeze(-1) * self._diag(), None, None, None)
+
+    def _diag(self) -> Tensor:
+        return torch.zeros(self.size, device=self.factor.device).index_put((self.index,), self.factor - 1)
+
+    def opposite(self) -> Scale:
+        return Scale(self.index, 2 - self.factor, self.size)
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Scale:
+        k = min(3, width)
+        return cls(torch.randperm(width, generator=generator)[:k], torch.rand(k, generator=generator) * 3, width)
+
+
+def kinds() -> dict[str, type[Edit]]:
+    """Every kind of edit that exists, by the name under which it is saved."""
+    found: dict[str, type[Edit]] = {}
+    todo: list[type[Edit]] = [Edit]
+    while todo:
+        for sub in todo.pop().__subclasses__():
+            todo.append(sub)
+            if not getattr(sub, "__abstractmethods__", None):
+                found[sub.__name__] = sub
+    return dict(sorted(found.items()))
+
+
+# --- checks, made once when an edit is built -------------------------------------------------------------------------
+
+
+def _keep(edit: Edit, **values: Tensor | None) -> None:
+    for name, value in values.items():
+        object.__setattr__(edit, name, value)
+
+
+def _shape(t: Tensor) -> str:
+    return "[" + ", ".join(str(n) for n in t.shape) + "]"
+
+
+def _finite(name: str, t: Tensor) -> Tensor:
+    """Float32 and without NaN. The graph is kept: a method trains through an edit's tensors."""
+    t = t.to(torch.float32)
+    if not bool(torch.isfinite(t).all()):
+        bad = int((~torch.isfinite(t)).sum())
+        raise EditError(f"{name} has {bad} of {t.numel()} values that are NaN or infinite; look at the data it came from.")
+    return t
+
+
+def _vector(name: str, t: Tensor, length: int | None = None) -> Tensor:
+    if t.ndim != 1 or t.numel() == 0 or (length is not None and t.shape[0] != length):
+        expected = "[d]" if length is None else f"[{length}]"
+        raise EditError(f"{name} has the shape {_shape(t)}; expected {expected}.")
+    return _finite(name, t)
+
+
+def _matrix(name: str, t: Tensor, width: int | None = None) -> Tensor:
+    if t.ndim != 2 or t.numel() == 0 or (width is not None and t.shape[1] != width):
+        raise EditError(f"{name} has the shape {_shape(t)}; expected [r, {width if width else 'd'}].")
+    return _finite(name, t)
+
+
+def _orthonormal(name: str, t: Tensor) -> Tensor:
+    q = _matrix(name, t)
+    if q.shape[0] > q.shape[1]:
+        raise EditError(f"{name} has {q.shape[0]} rows in {q.shape[1]} dimensions; expected at most as many rows.")
+    off = float((q.detach() @ q.detach().T - torch.eye(q.shape[0], device=q.device)).abs().max())
+    if off > TOLERANCE:
+        raise EditError(
+            f"{name}'s rows are not orthonormal: q·qᵀ is off the identity by {off:.2g} (at most {TOLERANCE:g}), so the"
+            " coordinates would not be set exactly. Pass it through torch.linalg.qr first."
+        )
+    return q
+
+
+def _plane(t: Tensor) -> Tensor:
+    q = _orthonormal("q", t)
+    if q.shape[0] != 2:
+        raise EditError(f"q has {q.shape[0]} rows; a rotation needs the two that span its plane.")
+    return q
+
+
+def _turn(h: Tensor, q: Tensor, theta: Tensor) -> Tensor:
+    a = h @ q.T
+    cos, sin = torch.cos(theta), torch.sin(theta)
+    x, y = a[..., :1], a[..., 1:]
+    return h + (torch.cat([x * cos - y * sin, x * sin + y * cos], dim=-1) - a) @ q
+
+
+def _random_basis(r: int, width: int, generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(width, r, generator=generator))[0].T.contiguous()

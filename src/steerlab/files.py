@@ -1,0 +1,55 @@
+"""Files that exist whole or not at all: written beside, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import ArtefactError
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well and removed when it doesn't.
+
+    Also on Ctrl-C: an interrupted write leaves what was there before. Raises `ArtefactError` where the folder can't be
+    written or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+    except OSError as problem:
+        raise _told(path, problem) from problem
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    except OSError as problem:
+        raise _told(path, problem) from problem
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file whole; returns its path."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def _told(path: Path, problem: OSError) -> ArtefactError:
+    if problem.errno == errno.ENOSPC:
+        return ArtefactError(
+            f"no space left on the disk of {path.parent} while writing {path.name}; nothing was changed. Free some space"
+            " or choose another folder, and run the command again."
+        )
+    return ArtefactError(f"{path} can't be written: {problem.strerror or problem}. Nothing was changed.")
