@@ -34,7 +34,8 @@ def settle(thing: T) -> T:
     for f in dataclasses.fields(cast("Any", thing)):
         value = getattr(thing, f.name)
         if isinstance(value, Tensor):
-            moved[f.name] = value.detach().cpu().contiguous()
+            bare = not value.requires_grad and value.device.type == "cpu" and value.is_contiguous()
+            moved[f.name] = value if bare else value.detach().cpu().contiguous()
         elif dataclasses.is_dataclass(value) and not isinstance(value, (Site, type)):
             moved[f.name] = settle(value)
     if all(value is getattr(thing, name) for name, value in moved.items()):

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from . import artefact, controls, edits
 from .contrast import Message
@@ -156,6 +156,16 @@ class Steering:
         prompt = None if self.prompt is None else self.prompt.scaled(k)
         return replace(self, interventions=tuple(i.scaled(k) for i in self.interventions), prompt=prompt)
 
+    def adopted(self, engine: Model) -> Steering:
+        """The same steering said to belong to another model or template: you take it over as it is, at your own risk.
+
+        For a fine-tune of the model it was fitted on, say. Engines go on refusing sites and widths that don't exist.
+        """
+        meta = replace(
+            self.meta, model=engine.name, revision=None, fingerprint=engine.fingerprint, template=engine.template
+        )
+        return replace(self, meta=meta)
+
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites it acts on, in depth order, each once."""
@@ -226,6 +236,25 @@ class Steering:
             "prompt": None if self.prompt is None else asdict(self.prompt),
             "meta": artefact.plain(asdict(self.meta)),
         }, tensors
+
+
+class Model(Protocol):
+    """What a steering needs to know of a model."""
+
+    @property
+    def name(self) -> str:
+        """Its name or folder."""
+        ...
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells it from others."""
+        ...
+
+    @property
+    def template(self) -> str:
+        """SHA-256 of its chat template, or "plain"."""
+        ...
 
 
 def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

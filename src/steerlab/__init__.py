@@ -1,0 +1,104 @@
+"""steerlab: fit, apply, measure and ship interventions inside language models.
+
+>>> import steerlab as sl
+>>> engine = sl.HFEngine.load("pilot")                      # doctest: +SKIP
+>>> steering = sl.method("cdas").fit(engine, sl.Contrast.read("formal.jsonl"))  # doctest: +SKIP
+>>> engine.generate(["Describe a kitchen."], steering.scaled(-1))              # doctest: +SKIP
+
+Importing the package loads neither torch nor transformers; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .contrast import Contrast, Example, Message
+    from .controls import Constant, Control, Gate
+    from .edits import (
+        Ablate,
+        Affine,
+        AffineMap,
+        Clamp,
+        Edit,
+        OneSided,
+        PointTo,
+        Push,
+        Rotate,
+        Scale,
+        Shift,
+    )
+    from .engines.base import Reply, Runner, Sampling, Trainable
+    from .engines.hf import HFEngine
+    from .errors import (
+        ArtefactError,
+        ConfigError,
+        DataError,
+        EditError,
+        JudgeError,
+        SiteError,
+        SteerlabError,
+        UnsupportedError,
+    )
+    from .judges.base import Judge, Score
+    from .methods.base import Method, method
+    from .positions import (
+        ALL,
+        DECODING,
+        GENERATED,
+        LAST_PROMPT,
+        NOT_TEMPLATE,
+        PROMPT,
+        Positions,
+        Window,
+        first,
+        last,
+    )
+    from .sites import Site
+    from .steering import Intervention, Meta, Prompt, Steering
+
+_HOMES = {
+    "contrast": ("Contrast", "Example", "Message"),
+    "controls": ("Constant", "Control", "Gate"),
+    "edits": (
+        "Ablate", "Affine", "AffineMap", "Clamp", "Edit", "OneSided", "PointTo", "Push", "Rotate", "Scale", "Shift",
+    ),
+    "engines.base": ("Reply", "Runner", "Sampling", "Trainable"),
+    "engines.hf": ("HFEngine",),
+    "errors": (
+        "ArtefactError", "ConfigError", "DataError", "EditError", "JudgeError", "SiteError", "SteerlabError",
+        "UnsupportedError",
+    ),
+    "judges.base": ("Judge", "Score"),
+    "methods.base": ("Method", "method"),
+    "positions": (
+        "ALL", "DECODING", "GENERATED", "LAST_PROMPT", "NOT_TEMPLATE", "PROMPT", "Positions", "Window", "first", "last",
+    ),
+    "sites": ("Site",),
+    "steering": ("Intervention", "Meta", "Prompt", "Steering"),
+}  # fmt: skip
+_HOME = {name: module for module, held in _HOMES.items() for name in held}
+
+__all__ = [  # noqa: RUF022  (sorted, version last)
+    "ALL", "DECODING", "GENERATED", "LAST_PROMPT", "NOT_TEMPLATE", "PROMPT",
+    "Ablate", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast", "Control",
+    "DataError", "Edit", "EditError", "Example", "Gate", "HFEngine", "Intervention", "Judge", "JudgeError", "Message",
+    "Meta", "Method", "OneSided", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling",
+    "Scale", "Score", "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "UnsupportedError",
+    "Window", "first", "last", "method", "__version__",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'steerlab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

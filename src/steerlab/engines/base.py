@@ -1,0 +1,285 @@
+"""What an engine is: a `Runner` generates and scores under steerings; a `Trainable` one also shows its inside.
+
+The rule for every engine: *it runs exactly, or says why not* (`refuses`). A list of steerings steers each row of a
+batch on its own; None leaves a row alone. Methods and measurements are written against these two classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..contrast import Example, Message
+from ..errors import ConfigError, DataError, UnsupportedError
+from ..positions import LAST_PROMPT, Positions
+from ..sites import Site
+from ..steering import Steering
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+Finish = Literal["stop", "length", "context"]
+Conversation = str | Sequence[Message] | Example
+Steerings = Steering | Sequence[Steering | None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a reply is drawn.
+
+    `temperature` 0 is greedy. A row draws from its own seed, so that its text doesn't depend on its neighbours: `seed`
+    is one number (row i uses seed + i) or one per row. `stop` strings end a reply and are cut off it.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int | tuple[int, ...] = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; expected a share in (0, 1].")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k is {self.top_k}; expected at least 1, or none.")
+        if "" in self.stop:
+            raise ConfigError("a stop string is empty; it would end every reply at once.")
+
+    def seeds(self, rows: int) -> list[int]:
+        """Each row's seed."""
+        if isinstance(self.seed, int):
+            return [self.seed + i for i in range(rows)]
+        if len(self.seed) != rows:
+            raise ConfigError(f"there are {len(self.seed)} seeds for {rows} rows; give one number, or one per row.")
+        return list(self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said: text and token ids without the end token, why it ended, and each token's log-probability."""
+
+    text: str
+    ids: tuple[int, ...]
+    finish: Finish
+    prompt_tokens: int
+    logprobs: tuple[float, ...]
+
+
+class Piece(NamedTuple):
+    """A piece of a reply as it streams: the row, the new text, and why the row ended where it did."""
+
+    row: int
+    text: str
+    finish: Finish | None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rendered conversations, padded. `position` counts each row's real tokens from 0 and is −1 on padding."""
+
+    ids: Int[Tensor, "b t"]
+    position: Int[Tensor, "b t"]
+    prompt_length: Int[Tensor, " b"]
+    head: Int[Tensor, " b"]  # template tokens before the first message's text
+
+    @property
+    def attention(self) -> Int[Tensor, "b t"]:
+        """1 on real tokens, 0 on padding."""
+        return (self.position >= 0).long()
+
+    @property
+    def lengths(self) -> Int[Tensor, " b"]:
+        """Real tokens of each row."""
+        return self.position.max(dim=1).values + 1
+
+    def mask(self, positions: Positions) -> Bool[Tensor, "b t"]:
+        """The tokens that `positions` touch."""
+        return positions.mask(self.position, self.prompt_length, self.head)
+
+    @property
+    def predicts(self) -> Bool[Tensor, "b t"]:
+        """The tokens whose next one is an answer token: where the answer's distributions are read."""
+        last = self.lengths[:, None] - 1
+        return (self.position >= self.prompt_length[:, None] - 1) & (self.position < last)
+
+    @property
+    def answers(self) -> Bool[Tensor, "b t"]:
+        """The answer's tokens."""
+        return self.position >= self.prompt_length[:, None]
+
+    @property
+    def last_prompt(self) -> Int[Tensor, " b"]:
+        """The column of each row's last prompt token."""
+        return (self.position == self.prompt_length[:, None] - 1).long().argmax(dim=1)
+
+
+class Run(NamedTuple):
+    """One forward pass: logits where the answers' tokens are predicted (row by row), activations at the sites asked."""
+
+    logits: Float[Tensor, "n v"] | None
+    at: dict[Site, Float[Tensor, "b t d"]]
+
+
+class Captured(NamedTuple):
+    """Activations at chosen positions, one line per token, in float32; `row` and `position` say whose and which."""
+
+    values: Float[Tensor, "n d"]
+    row: Int[Tensor, " n"]
+    position: Int[Tensor, " n"]
+
+    def mean_by_row(self, rows: int) -> Float[Tensor, "b d"]:
+        """The mean over each example's tokens. Raises `DataError` for an example without any."""
+        counts = torch.zeros(rows).index_add_(0, self.row, torch.ones(len(self.row)))
+        if bool((counts == 0).any()):
+            empty = (counts == 0).nonzero()[:, 0].tolist()
+            raise DataError(f"examples {empty[:5]} have no token at the positions that are read (no answer?).")
+        total = torch.zeros(rows, self.values.shape[1]).index_add_(0, self.row, self.values)
+        return total / counts[:, None]
+
+
+EditFunction = Callable[[Tensor], Tensor]
+
+
+class Runner(ABC):
+    """Runs a model under steerings."""
+
+    name: str
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[Conversation],
+        steerings: Steerings = None,
+        sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+    ) -> list[Reply]:
+        """One reply per prompt, each under its own steering."""
+
+    @abstractmethod
+    def stream(
+        self,
+        prompts: Sequence[Conversation],
+        steerings: Steerings = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+    ) -> Iterator[Piece]:
+        """The same replies piece by piece, as they are made."""
+
+    @abstractmethod
+    def logprobs(self, examples: Sequence[Example], steerings: Steerings = None) -> list[Float[Tensor, " n"]]:
+        """The log-probability of each token of each example's answer (its end token included), in nats."""
+
+    @abstractmethod
+    def refuses(self, steering: Steering) -> list[str]:
+        """In words, all that this engine would not run exactly; empty where it runs."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this model from others, in whatever dtype it is loaded (`steering.same_model`)."""
+
+    @property
+    @abstractmethod
+    def template(self) -> str:
+        """SHA-256 of the chat template, or "plain"."""
+
+    def accept(self, steering: Steering) -> None:
+        """Raise `UnsupportedError` with every reason for which `steering` is refused."""
+        if reasons := self.refuses(steering):
+            raise UnsupportedError(f"{self.name} refuses this steering: " + "; ".join(reasons) + ".")
+
+
+class Trainable(Runner):
+    """A runner whose activations can be read, replaced and differentiated through."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Number of blocks."""
+
+    @abstractmethod
+    def width(self, site: Site) -> int:
+        """The width of a site. Raises `SiteError` where the model has no such site."""
+
+    @abstractmethod
+    def sites(self, layer: int = 0) -> tuple[Site, ...]:
+        """Every site that touches block `layer`, in the order of a pass."""
+
+    @abstractmethod
+    def batch(self, examples: Sequence[Example], steerings: Steerings = None) -> Batch:
+        """Examples with their answers as one padded batch; a steering's prompt is put in."""
+
+    @abstractmethod
+    def resume(
+        self,
+        batch: Batch,
+        edits: Mapping[Site, EditFunction] | None = None,
+        *,
+        sites: Sequence[Site] = (),
+        logits: bool = True,
+    ) -> Run:
+        """One forward pass with activations replaced: `edits[site]` gets `[b, t, d]` and returns the same shape.
+
+        Gradients flow to whatever the edits hold, never to the model. What is below the lowest edit can't change; an
+        engine may keep it (this is the seam for that), the plain one runs it again.
+        """
+
+    @abstractmethod
+    def capture(
+        self,
+        examples: Sequence[Example],
+        sites: Sequence[Site],
+        positions: Positions = LAST_PROMPT,
+        steerings: Steerings = None,
+    ) -> dict[Site, Captured]:
+        """Activations of many examples at some positions (after any edit there), on the CPU in float32.
+
+        Raises `DataError` where they are not finite.
+        """
+
+    @abstractmethod
+    def logits(self, examples: Sequence[Example], steerings: Steerings = None) -> Iterator[Float[Tensor, "n v"]]:
+        """For each example the scores that predict its answer's tokens, in float32."""
+
+    @abstractmethod
+    def steer(self, steerings: Steerings) -> AbstractContextManager[None]:
+        """Steer the caller's own calls of the model inside a `with` block."""
+
+
+def rows_of(steerings: Steerings, rows: int) -> list[Steering | None]:
+    """One steering, or None, for each row. Raises `ConfigError` where the numbers differ."""
+    if steerings is None or isinstance(steerings, Steering):
+        return [steerings] * rows
+    if len(steerings) != rows:
+        raise ConfigError(
+            f"there are {len(steerings)} steerings for {rows} rows; give one for all, or one (or None) for each row."
+        )
+    return list(steerings)
+
+
+def as_example(conversation: Conversation) -> Example:
+    """A prompt in any of its forms as an `Example`."""
+    if isinstance(conversation, Example):
+        return conversation
+    if isinstance(conversation, str):
+        return Example.ask(conversation)
+    return Example(tuple(conversation))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run took: wall seconds, peak resident memory in MiB, tokens made."""
+
+    seconds: float
+    peak_mib: float
+    tokens: int = 0
+    notes: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -1,0 +1,431 @@
+"""The Hugging Face engine: any causal model of transformers 5, loaded by name or already in memory.
+
+It owns nothing of the model: hooks stand only for the length of a call, the model's mode, gradients and dtype are left
+as they were. Edits are computed in float32 and cast back to the model's dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import progress
+from ..contrast import Example
+from ..controls import Tokens
+from ..errors import ArtefactError, ConfigError, DataError, SiteError, UnsupportedError
+from ..positions import LAST_PROMPT, Positions
+from ..sites import Site
+from ..steering import Steering, same_model
+from .base import (
+    Batch,
+    Captured,
+    Conversation,
+    EditFunction,
+    Piece,
+    Reply,
+    Run,
+    Sampling,
+    Steerings,
+    Trainable,
+    as_example,
+    rows_of,
+)
+from .hf_follow import Follower
+from .hf_generate import Decoder, Row
+from .hf_hooks import Hooks, Plan, finite, refuse_compiled
+from .hf_sites import Anatomy, quiet
+from .render import Rendered, Renderer, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Padding = Literal["left", "right"]
+BY_NUMBER = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+
+class HFEngine(Trainable):
+    """Runs a transformers causal model under steerings, and shows its inside.
+
+    `template` is "chat" (the tokenizer's own) or, for base models and only when asked for, "plain". `batch_size` rows
+    run at once; `chunk` reads long prompts in pieces of so many tokens. `padding` is the side for scoring and capturing
+    (replies are always decoded left-padded). Raises `UnsupportedError` for a model compiled by torch.compile.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: Template = "chat",
+        batch_size: int = 32,
+        chunk: int | None = None,
+        padding: Padding = "right",
+        name: str | None = None,
+    ) -> None:
+        if batch_size < 1 or (chunk is not None and chunk < 1):
+            raise ConfigError(f"batch_size is {batch_size} and chunk {chunk}; expected at least 1.")
+        if padding not in ("left", "right"):
+            raise ConfigError(f"padding is {padding!r}; expected 'left' or 'right'.")
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_size, self.chunk, self.padding = batch_size, chunk, padding
+        self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        self._check_compiled()
+        self.anatomy = Anatomy(model, model.config)
+        self.renderer = Renderer(tokenizer, template, _ends(model, tokenizer))
+        self._takes = set(inspect.signature(model.forward).parameters)
+        self._fingerprint: dict[str, Any] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        template: Template = "chat",
+        batch_size: int = 32,
+    ) -> Self:
+        """A model by its name on the hub or its folder, in evaluation mode; `pilot` is the built-in one.
+
+        `device` is cpu, cuda, …, or "auto" to spread it over what there is (needs accelerate). Raises `ArtefactError`
+        where it can't be loaded.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+            model = AutoModelForCausalLM.from_pretrained(
+                name, revision=revision, dtype=dtype, device_map=device if device == "auto" else None
+            )
+        except (OSError, ValueError, ImportError) as problem:
+            first = str(problem).strip().splitlines()[0]
+            raise ArtefactError(
+                f"the model {name!r} can't be loaded: {first} Give a folder that `save_pretrained` wrote, a name on the hub"
+                " (needs a network, or its cache), or 'pilot' for the built-in model."
+            ) from problem
+        if device not in (None, "auto"):
+            model = model.to(torch.device(device))
+        return cls(model.eval(), tokenizer, template=template, batch_size=batch_size, name=name)
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        return self.anatomy.depth
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.device
+
+    @property
+    def context(self) -> int:
+        """Tokens that fit: the model's trained context."""
+        config = _text_config(self.model)
+        given = getattr(config, "max_position_embeddings", None) or getattr(self.tokenizer, "model_max_length", None)
+        return int(given) if given and given < 2**30 else 2**30
+
+    def width(self, site: Site) -> int:
+        return self.anatomy.point(site).width
+
+    def sites(self, layer: int = 0) -> tuple[Site, ...]:
+        bare = ("embed", "final")
+        parts = [p for p in self.anatomy.parts(layer) if p != "logits"]
+        return tuple(Site(None if p in bare else layer, p) for p in parts)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        if self._fingerprint is None:
+            config = _text_config(self.model)
+            told = {key: getattr(config, key, None) for key in BY_NUMBER}
+            shape = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+            self._fingerprint = {"shape": shape, "sketch": _sketch(self.model, self.anatomy)}
+        return self._fingerprint
+
+    @property
+    def revision(self) -> str | None:
+        """The hub commit that it was loaded from, where there is one."""
+        return getattr(self.model.config, "_commit_hash", None)
+
+    @property
+    def template(self) -> str:
+        return self.renderer.digest
+
+    def refuses(self, steering: Steering) -> list[str]:
+        reasons = refuse_compiled(self.model)
+        known = steering.meta.fingerprint
+        if known is not None and not same_model(known, self.fingerprint):
+            reasons.append(
+                f"it was fitted on {steering.meta.model or 'another model'}, whose shape or weights differ from"
+                f" {self.name}'s (refit it here, or say so with steering.adopted(engine))"
+            )
+        fitted = steering.meta.template
+        if fitted is not None and fitted != self.template and known is not None:
+            what = {"plain": "plain text"}
+            reasons.append(
+                f"it was fitted with {what.get(fitted, 'a chat template')} and this engine writes prompts as"
+                f" {what.get(self.template, 'another chat template')} (use the same template, or steering.adopted(engine))"
+            )
+        for i in steering.interventions:
+            try:
+                width = self.width(i.site)
+                for site in i.control.reads:
+                    self.width(site)
+            except SiteError as problem:
+                reasons.append(str(problem).rstrip("."))
+                continue
+            if width != i.edit.width:
+                reasons.append(f"its {i.edit.kind} at {i.site} has the width {i.edit.width}, and the site here {width}")
+        return reasons
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[Conversation],
+        steerings: Steerings = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+    ) -> list[Reply]:
+        rows = self._decoding_rows(prompts, steerings, sampling)
+        with progress.task("generating", len(rows)) as bar:
+            for batch in self._by_length(rows):
+                for moved in self._steps(batch, sampling):
+                    bar.advance(sum(row.finish is not None for row in moved))
+        return [self._reply(row) for row in rows]
+
+    def stream(
+        self,
+        prompts: Sequence[Conversation],
+        steerings: Steerings = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+    ) -> Iterator[Piece]:
+        rows = self._decoding_rows(prompts, steerings, sampling)
+        hold = max((len(s) for s in sampling.stop), default=1) - 1
+        for batch in self._by_length(rows):
+            for moved in self._steps(batch, sampling):
+                for row in moved:
+                    yield from self._pieces(row, hold)
+
+    def logprobs(self, examples: Sequence[Example], steerings: Steerings = None) -> list[Tensor]:
+        found: list[Tensor] = []
+        for example, scores in zip(examples, self.logits(examples, steerings), strict=True):
+            targets = torch.tensor(self.renderer.answer(example.answer or ""))
+            found.append(torch.log_softmax(scores, dim=-1).gather(1, targets[:, None])[:, 0])
+        return found
+
+    def logits(self, examples: Sequence[Example], steerings: Steerings = None) -> Iterator[Tensor]:
+        each = self._accepted(steerings, len(examples))
+        for start in range(0, len(examples), self.batch_size):
+            part, under = examples[start : start + self.batch_size], each[start : start + self.batch_size]
+            batch = self.batch(part, under)
+            with torch.no_grad():
+                run = self._pass(batch, Hooks(self.anatomy, Plan(under)), logits=True)
+            assert run.logits is not None
+            yield from run.logits.cpu().split(batch.predicts.sum(dim=1).tolist())
+
+    def capture(
+        self,
+        examples: Sequence[Example],
+        sites: Sequence[Site],
+        positions: Positions = LAST_PROMPT,
+        steerings: Steerings = None,
+    ) -> dict[Site, Captured]:
+        if not examples:
+            raise DataError("there are no examples to capture activations of.")
+        each = self._accepted(steerings, len(examples))
+        parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
+        with progress.task("reading activations", len(examples)) as bar, torch.no_grad():
+            for start in range(0, len(examples), self.batch_size):
+                part, under = examples[start : start + self.batch_size], each[start : start + self.batch_size]
+                batch = self.batch(part, under)
+                run = self._pass(batch, Hooks(self.anatomy, Plan(under), collect=sites), logits=False)
+                mask = batch.mask(positions)
+                for site in sites:
+                    parts[site].append(finite(run.at[site][mask].float().cpu(), str(site)))
+                rows.append(mask.nonzero()[:, 0].cpu() + start)
+                places.append(batch.position[mask].cpu())
+                bar.advance(len(part))
+        row, place = torch.cat(rows), torch.cat(places)
+        return {site: Captured(torch.cat(parts[site]), row, place) for site in sites}
+
+    def batch(self, examples: Sequence[Example], steerings: Steerings = None) -> Batch:
+        rendered = [self._rendered(e, s) for e, s in zip(examples, rows_of(steerings, len(examples)), strict=True)]
+        answers = [[] if e.answer is None else self.renderer.answer(e.answer) for e in examples]
+        lengths = [len(p.ids) + len(a) for p, a in zip(rendered, answers, strict=True)]
+        if max(lengths) > self.context:
+            n = lengths.index(max(lengths))
+            raise DataError(
+                f"example {n} is {lengths[n]} tokens long with its answer, and the model's context holds {self.context};"
+                " shorten it, or leave it out."
+            )
+        width = max(lengths)
+        ids = torch.full((len(examples), width), self._pad)
+        position = torch.full((len(examples), width), -1)
+        for n, (prompt, answer, length) in enumerate(zip(rendered, answers, lengths, strict=True)):
+            here = slice(width - length, width) if self.padding == "left" else slice(0, length)
+            ids[n, here] = torch.tensor([*prompt.ids, *answer])
+            position[n, here] = torch.arange(length)
+        prompts = torch.tensor([len(p.ids) for p in rendered])
+        heads = torch.tensor([p.head for p in rendered])
+        return Batch(*(t.to(self.device) for t in (ids, position, prompts, heads)))
+
+    def resume(
+        self,
+        batch: Batch,
+        edits: Mapping[Site, EditFunction] | None = None,
+        *,
+        sites: Sequence[Site] = (),
+        logits: bool = True,
+    ) -> Run:
+        self._check_compiled()
+        hooks = Hooks(self.anatomy, Plan([None] * len(batch.ids)), edits=edits, collect=sites)
+        with _without_gradients(self.model):
+            return self._pass(batch, hooks, logits=logits)
+
+    @contextmanager
+    def steer(self, steerings: Steerings) -> Iterator[None]:
+        """Steer the caller's own calls of the model (`model(...)`, `model.generate(...)`) inside a `with` block.
+
+        Positions are told from each call's attention mask and cache: what the first call without a cache reads is the
+        prompt, what follows is generated. One steering fits any batch; a list must have one entry per row.
+        """
+        one = steerings is None or isinstance(steerings, Steering)
+        self._accepted(steerings, 1 if one else len(cast("Sequence[Steering | None]", steerings)))
+        with Follower(self.model, self.anatomy, self.renderer, steerings).following():
+            yield
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if isinstance(pad, int) else (self.renderer.ends[0] if self.renderer.ends else 0)
+
+    def _check_compiled(self) -> None:
+        if reasons := refuse_compiled(self.model):
+            raise UnsupportedError(reasons[0] + ".")
+
+    def _accepted(self, steerings: Steerings, rows: int) -> list[Steering | None]:
+        self._check_compiled()
+        each = rows_of(steerings, rows)
+        for steering in {id(s): s for s in each if s is not None}.values():
+            self.accept(steering)
+        return each
+
+    def _rendered(self, example: Example, steering: Steering | None) -> Rendered:
+        messages = example.messages
+        if steering is not None and steering.prompt is not None:
+            messages = steering.prompt.apply(messages)
+        return self.renderer.prompt(messages)
+
+    def _pass(self, batch: Batch, hooks: Hooks, *, logits: bool) -> Run:
+        hooks.tokens = Tokens(batch.ids, batch.position, batch.prompt_length)
+        hooks.head = batch.head
+        given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
+        if "position_ids" in self._takes:
+            given["position_ids"] = batch.position.clamp(min=0)
+        if not logits and "logits_to_keep" in self._takes:
+            given["logits_to_keep"] = 1
+        with hooks.attached(), quiet(self.model):
+            out = self.model(**given)
+        return Run(out.logits[batch.predicts].float() if logits else None, hooks.collected)
+
+    def _decoding_rows(
+        self, prompts: Sequence[Conversation], steerings: Steerings, sampling: Sampling
+    ) -> list[Row]:
+        each, seeds = self._accepted(steerings, len(prompts)), sampling.seeds(len(prompts))
+        rows: list[Row] = []
+        for n, (prompt, steering, seed) in enumerate(zip(prompts, each, seeds, strict=True)):
+            rendered = self._rendered(as_example(prompt), steering)
+            room = self.context - len(rendered.ids)
+            if room < 1:
+                raise DataError(
+                    f"prompt {n} is {len(rendered.ids)} tokens long, and the model's context holds {self.context}; expected"
+                    " room for at least one token of reply. Shorten the prompt."
+                )
+            generator = torch.Generator().manual_seed(seed)
+            rows.append(Row(n, rendered, steering, generator, min(sampling.max_new_tokens, room)))
+        return rows
+
+    def _by_length(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Batches of prompts of like length, so that little is padding."""
+        ordered = sorted(rows, key=lambda row: len(row.prompt.ids))
+        for start in range(0, len(ordered), self.batch_size):
+            yield ordered[start : start + self.batch_size]
+
+    def _steps(self, rows: list[Row], sampling: Sampling) -> Iterator[list[Row]]:
+        return Decoder(
+            self.model, self.anatomy, self.renderer, rows, sampling, chunk=self.chunk, pad=self._pad
+        ).steps()
+
+    def _reply(self, row: Row) -> Reply:
+        ended = bool(row.ids) and row.ids[-1] in self.renderer.ends
+        ids = tuple(row.ids[:-1] if ended else row.ids)
+        text = row.text if row.finish == "stop" and not ended and row.text else self.renderer.text(ids)
+        return Reply(text, ids, row.finish or "length", len(row.prompt.ids), tuple(row.logprobs))
+
+    def _pieces(self, row: Row, hold: int) -> Iterator[Piece]:
+        """What is new and certain: a half-written character, or what may become a stop string, is held back."""
+        text = self._reply(row).text
+        if row.finish is None:
+            text = text[: len(text) - hold] if hold else text
+            text = text.rstrip("\ufffd")
+        if len(text) > row.told or row.finish is not None:
+            yield Piece(row.number, text[row.told :], row.finish)
+            row.told = max(row.told, len(text))
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    config: Any = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a reply: those of the generation config, and the tokenizer's own."""
+    ends: list[int] = []
+    for given in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        if isinstance(given, int):
+            ends.append(given)
+        elif isinstance(given, (list, tuple)):
+            ends.extend(cast("list[int]", list(given)))
+    vocabulary = _text_config(model).vocab_size
+    return [e for e in dict.fromkeys(ends) if e < vocabulary]
+
+
+def _sketch(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, list[float]]:
+    """Values sampled from weights that keep their meaning in any dtype: the embedding and the middle block's largest.
+
+    Quantised weights are stored packed and are left out; the others still tell the model.
+    """
+    middle = [p for p in anatomy.blocks[anatomy.depth // 2].parameters() if p.ndim == 2 and p.is_floating_point()]
+    named = {"embed": model.get_input_embeddings().weight, "block": max(middle, key=Tensor.numel, default=None)}
+    sketch: dict[str, list[float]] = {}
+    for name, weight in named.items():
+        if isinstance(weight, Tensor) and weight.ndim == 2 and weight.device.type != "meta":
+            rows, columns = weight.shape
+            at = torch.arange(32, device=weight.device)
+            sketch[name] = [round(v, 6) for v in weight.detach()[at * 7 % rows, at * 13 % columns].float().tolist()]
+    return sketch
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """The model's parameters take no gradient inside; each is left as it was."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in learning:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)

@@ -1,0 +1,98 @@
+"""A name is a file in its folder, or an entry point; there is no list to edit.
+
+The method `cdas` is the one concrete method class that `steerlab/methods/cdas.py` defines. A package of somebody else's
+adds one with an entry point in the group `steerlab.methods` (or `steerlab.readers`), under the name that users type.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from .contrast import Contrast
+
+FOLDERS = {"methods": "Method", "data.readers": "Reader"}  # folder -> the base class that its files specialise
+
+
+@cache
+def names(folder: str = "methods") -> tuple[str, ...]:
+    """Every name that can be loaded from a folder, third parties' included, sorted."""
+    own = (module for module in _modules(folder) if _own(folder, module) is not None)
+    return tuple(sorted({*own, *_entries(folder)}))
+
+
+@cache
+def load(name: str, folder: str = "methods") -> type[Any]:
+    """The class behind a name. Raises `ConfigError` with the nearest name that exists."""
+    name = name.replace("-", "_")
+    entries = _entries(folder)
+    if name in entries:
+        try:
+            return entries[name].load()
+        except Exception as problem:  # noqa: BLE001  (somebody else's package may fail in any way; say whose)
+            raise ConfigError(
+                f"{name!r} comes from the package {entries[name].value!r}, which can't be imported: {problem}"
+            ) from problem
+    found = _own(folder, name) if name in _modules(folder) else None
+    if found is None:
+        raise ConfigError(f"there is no {_noun(folder)} called {name!r}. {nearest(name, names(folder))}")
+    return found
+
+
+def name_of(cls: type[Any], folder: str = "methods") -> str:
+    """The name under which a class is loaded."""
+    module = cls.__module__
+    if module.startswith(f"steerlab.{folder}."):
+        return module.rsplit(".", 1)[-1]
+    for name, entry in _entries(folder).items():
+        if entry.value == f"{module}:{cls.__qualname__}":
+            return name
+    return f"{module}:{cls.__qualname__}"
+
+
+def read_contrast(path: str | PathLike[str], *, layout: str | None, concept: str | None) -> Contrast:
+    """`Contrast.read`: the readers are plug-ins, so that this module needs none of them by name."""
+    return importlib.import_module("steerlab.data").read(path, layout=layout, concept=concept)
+
+
+def _noun(folder: str) -> str:
+    return {"methods": "method", "data.readers": "layout"}.get(folder, folder)
+
+
+@cache
+def _modules(folder: str) -> tuple[str, ...]:
+    package = importlib.import_module(f"steerlab.{folder}")
+    return tuple(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+@cache
+def _entries(folder: str) -> dict[str, EntryPoint]:
+    return {e.name.replace("-", "_"): e for e in entry_points(group=f"steerlab.{folder.rsplit('.', 1)[-1]}")}
+
+
+@cache
+def _own(folder: str, name: str) -> type[Any] | None:
+    """The concrete class that the file `name` defines, where it defines one (a base or a helper file has none)."""
+    module = importlib.import_module(f"steerlab.{folder}.{name}")
+    base = getattr(importlib.import_module(f"steerlab.{folder}.base"), FOLDERS[folder])
+    mine = [
+        c
+        for c in vars(module).values()
+        if inspect.isclass(c)
+        and issubclass(c, base)
+        and c.__module__ == module.__name__
+        and not inspect.isabstract(c)
+        and not c.__name__.startswith("_")
+    ]
+    if len(mine) > 1:
+        raise ConfigError(f"{module.__name__} defines {len(mine)} {_noun(folder)}s; a file defines one.")
+    return mine[0] if mine else None
