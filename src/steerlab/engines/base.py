@@ -6,10 +6,11 @@ batch on its own; None leaves a row alone. Methods and measurements are written 
 
 from __future__ import annotations
 
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from ..errors import ConfigError, DataError, UnsupportedError
 from ..positions import LAST_PROMPT, Positions
 from ..sites import Site
 from ..steering import Steering
+from ..version import __version__
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -192,6 +194,16 @@ class Runner(ABC):
     def template(self) -> str:
         """SHA-256 of the chat template, or "plain"."""
 
+    @property
+    def revision(self) -> str | None:
+        """The version of the model that was loaded, where it has one."""
+        return None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What it runs on: package names and versions."""
+        return {"steerlab": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
     def accept(self, steering: Steering) -> None:
         """Raise `UnsupportedError` with every reason for which `steering` is refused."""
         if reasons := self.refuses(steering):
@@ -215,8 +227,11 @@ class Trainable(Runner):
         """Every site that touches block `layer`, in the order of a pass."""
 
     @abstractmethod
-    def batch(self, examples: Sequence[Example], steerings: Steerings = None) -> Batch:
-        """Examples with their answers as one padded batch; a steering's prompt is put in."""
+    def batch(self, examples: Sequence[Example], steerings: Steerings = None, *, close: bool = True) -> Batch:
+        """Examples with their answers as one padded batch; a steering's prompt is put in.
+
+        An answer is followed by the token that closes the assistant's turn, unless told otherwise.
+        """
 
     @abstractmethod
     def resume(
@@ -274,12 +289,3 @@ def as_example(conversation: Conversation) -> Example:
         return Example.ask(conversation)
     return Example(tuple(conversation))
 
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a run took: wall seconds, peak resident memory in MiB, tokens made."""
-
-    seconds: float
-    peak_mib: float
-    tokens: int = 0
-    notes: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -156,6 +156,12 @@ class HFEngine(Trainable):
         return getattr(self.model.config, "_commit_hash", None)
 
     @property
+    def versions(self) -> dict[str, str]:
+        import transformers
+
+        return {**super().versions, "transformers": str(transformers.__version__)}
+
+    @property
     def template(self) -> str:
         return self.renderer.digest
 
@@ -258,9 +264,9 @@ class HFEngine(Trainable):
         row, place = torch.cat(rows), torch.cat(places)
         return {site: Captured(torch.cat(parts[site]), row, place) for site in sites}
 
-    def batch(self, examples: Sequence[Example], steerings: Steerings = None) -> Batch:
+    def batch(self, examples: Sequence[Example], steerings: Steerings = None, *, close: bool = True) -> Batch:
         rendered = [self._rendered(e, s) for e, s in zip(examples, rows_of(steerings, len(examples)), strict=True)]
-        answers = [[] if e.answer is None else self.renderer.answer(e.answer) for e in examples]
+        answers = [[] if e.answer is None else self.renderer.answer(e.answer, close=close) for e in examples]
         lengths = [len(p.ids) + len(a) for p, a in zip(rendered, answers, strict=True)]
         if max(lengths) > self.context:
             n = lengths.index(max(lengths))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Template = Literal["chat", "plain"]
+KEPT = 8192  # renderings that are remembered
 
 
 class Rendered(NamedTuple):
@@ -47,6 +48,8 @@ class Renderer:
         self.template: Template = template
         self.ends = tuple(dict.fromkeys(ends))
         self._close: int | None = None
+        self._prompts: dict[tuple[Message, ...], Rendered] = {}  # training renders the same prompts again and again
+        self._answers: dict[str, list[int]] = {}
         self._heads: dict[tuple[str, str, int], tuple[list[int], list[int]]] = {}
 
     @property
@@ -58,17 +61,25 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message]) -> Rendered:
         """The ids up to where the assistant begins. Raises `DataError` for a conversation without any token."""
-        ids = self._ids(messages)
-        if not ids:
-            raise DataError("the prompt has no tokens; expected some text.")
-        head = min(_common(ids, other) for other in self._one_letter(messages))
-        return Rendered(ids, min(head, len(ids) - 1))
+        key = tuple(messages)
+        if key not in self._prompts:
+            ids = self._ids(messages)
+            if not ids:
+                raise DataError("the prompt has no tokens; expected some text.")
+            head = min(_common(ids, other) for other in self._one_letter(messages))
+            if len(self._prompts) >= KEPT:
+                self._prompts.clear()
+            self._prompts[key] = Rendered(ids, min(head, len(ids) - 1))
+        return self._prompts[key]
 
-    def answer(self, text: str) -> list[int]:
-        """The ids of an answer and of the end token that closes the assistant's turn."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
-        close = self.close
-        return ids if close is None else [*ids, close]
+    def answer(self, text: str, *, close: bool = True) -> list[int]:
+        """The ids of an answer and, unless told otherwise, of the token that closes the assistant's turn."""
+        if text not in self._answers:
+            if len(self._answers) >= KEPT:
+                self._answers.clear()
+            self._answers[text] = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+        ids = self._answers[text]
+        return [*ids, self.close] if close and self.close is not None else list(ids)
 
     def head_of(self, ids: Sequence[int]) -> int:
         """The template's head of a prompt that somebody else rendered: what it shares with two one-letter ones."""

@@ -1,0 +1,249 @@
+"""Distributed interchange training: the loop that CDAS and its variants share (arXiv 2602.05234, section 3).
+
+Each pair gives two ordered runs: the plain prompt with the concept's answer, meant to behave like the concept prompt
+with that answer, and the other way round. In the base run the coordinates in span(q) are replaced by those of the
+source's last prompt token (or, `source="aligned"`, of the source's own positions, one to one), and an objective says how
+far the answer's distributions are from what they should be. Variants differ by `loss` alone.
+
+What is served is a `Clamp` to factors read from data at fit time: each class's mean coordinate at the last prompt token.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import progress
+from ..contrast import Contrast, Example
+from ..edits import Ablate, Clamp, Push, Shift
+from ..engines.base import Trainable
+from ..errors import ConfigError, DataError
+from ..meter import Meter
+from ..positions import Positions
+from ..sites import Site
+from ..steering import Intervention, Steering
+from .base import Method, assemble, mean_gap, parse_sites, read_classes
+from .optimisers import OnSphere, Optimiser, Published, orthonormal
+from .runs import Runs, Swap
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class Share(NamedTuple):
+    """The ordered pairs of a fit: those trained on and those held out."""
+
+    train: list[tuple[Swap, Swap]]
+    held_out: list[Swap]
+
+
+@dataclass(frozen=True)
+class Interchange(Method):
+    """Learn a subspace whose coordinates, swapped between two runs, make one answer like the other; then clamp them.
+
+    `site` is a block's number or a site (None: the middle block); `rank` the subspace's. `start` is `paired` or
+    `diff_means` (the difference of class means, over the same responses or at the last prompt token), `random`, or the
+    file of a steering whose first direction is taken. `optimiser` is `sphere` (`step` in radians) or `published` (Adam,
+    renormalised; `step` is its learning rate). `held_out` is the share of pairs on which the divergence is measured and
+    the best iterate kept; at 0 the last one is. `one_sided` serves a `Push` instead of a `Clamp`. `micro_batches` and
+    `close=False` are the published loop's: two halves of a batch averaged alike, no end token after answers.
+    """
+
+    symmetric: ClassVar[bool] = True
+    site: str | None = None
+    rank: int = 1
+    positions: str = "not_template"
+    source: Literal["last", "aligned"] = "last"
+    start: str = "paired"
+    optimiser: Literal["sphere", "published"] = "sphere"
+    step: float = 0.15
+    epochs: int = 2
+    batch_size: int = 8
+    held_out: float = 0.2
+    one_sided: bool = False
+    micro_batches: bool = False
+    close: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.epochs < 0 or self.batch_size < 1 or not self.step > 0:
+            raise ConfigError(
+                f"{type(self).__name__} has rank={self.rank}, epochs={self.epochs}, batch_size={self.batch_size},"
+                f" step={self.step}; expected a rank and batch size from 1, epochs from 0 and a positive step."
+            )
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"held_out is {self.held_out}; expected a share in [0, 1).")
+
+    @abstractmethod
+    def loss(self, runs: Runs, q: Float[Tensor, "r d"], swaps: Sequence[Swap]) -> Float[Tensor, ""]:
+        """The objective of some ordered pairs, in nats, differentiable in q."""
+
+    def fit(self, engine: Trainable, contrast: Contrast) -> Steering:
+        with Meter() as meter:
+            site, positions = self._site(engine), Positions.parse(self.positions)
+            share = self._share(contrast)
+            runs = Runs(engine, site, positions, aligned=self.source == "aligned", close=self.close)
+            q, told = self._train(runs, share, self._start(engine, contrast, site))
+            edit = self._clamp(engine, contrast, site, q)
+            told |= self._measured(runs, share, edit)
+        made = [Intervention(site, edit, positions)]
+        return assemble(self, engine, contrast, made, figures={**told, **meter.figures()})
+
+    # --- data and start -----------------------------------------------------------------------------------------------
+
+    def _site(self, engine: Trainable) -> Site:
+        sites = parse_sites(engine, self.site)
+        if len(sites) != 1:
+            raise ConfigError(f"{self.name} trains one site; got {self.site!r}. Fit one steering a site and add them.")
+        if self.rank >= engine.width(sites[0]):
+            raise ConfigError(f"rank is {self.rank} at {sites[0]}, which is {engine.width(sites[0])} wide; expected less.")
+        return sites[0]
+
+    def _share(self, contrast: Contrast) -> Share:
+        """Ordered pairs, both ways; families are held out whole where there are several."""
+        without = sum(not e.answer for pair in contrast.pairs for e in pair)
+        if without:
+            raise DataError(
+                f"{self.name} compares answers under both prompts, and {without} of {2 * len(contrast.pairs)} examples have"
+                " none. Add answers (`steerlab data make` lets the model write them), or use diff_means."
+            )
+        if self.held_out == 0 or len(contrast.pairs) < 5:
+            return Share([_both_ways(p, n) for p, n in contrast.pairs], [])
+        families = {n.family or p.family for p, n in contrast.pairs}
+        whole = replace(contrast, neutral=())
+        if len(families) < 4:  # too few wordings to keep one back: hold rows out
+            bare = [tuple(replace(e, family=None) for e in side) for side in (contrast.positive, contrast.negative)]
+            whole = replace(whole, positive=bare[0], negative=bare[1])
+        train, rest = whole.split(1 - self.held_out, self.held_out, seed=self.seed)
+        return Share([_both_ways(p, n) for p, n in train.pairs], [s for p, n in rest.pairs for s in _both_ways(p, n)])
+
+    def _start(self, engine: Trainable, contrast: Contrast, site: Site) -> Float[Tensor, "r d"]:
+        if self.start == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            return orthonormal(torch.randn(self.rank, engine.width(site), generator=generator))
+        if self.start in ("paired", "diff_means"):
+            pooling = "paired" if self.start == "paired" else "last"
+            positive, negative = read_classes(engine, contrast, [site], pooling)[site]
+            return _spread(positive, negative, self.rank)
+        return self._given(site)
+
+    def _given(self, site: Site) -> Float[Tensor, "r d"]:
+        steering = Steering.load(self.start)
+        for i in steering.interventions:
+            rows = i.edit.v[None] if isinstance(i.edit, Shift) else i.edit.q if isinstance(i.edit, Clamp | Ablate) else None
+            if i.site == site and rows is not None and rows.shape[0] == self.rank:
+                return orthonormal(rows)
+        raise ConfigError(
+            f"start={self.start!r} has no direction of rank {self.rank} at {site} (it edits"
+            f" {', '.join(str(s) for s in steering.sites)}). Give one that has, or start='paired'."
+        )
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def _train(self, runs: Runs, share: Share, start: Tensor) -> tuple[Float[Tensor, "r d"], dict[str, Any]]:
+        batches = -(-len(share.train) // self.batch_size)
+        make: type[Optimiser] = Published if self.optimiser == "published" else OnSphere
+        optimiser = make(start, step=self.step, steps=batches * self.epochs)
+        generator = torch.Generator().manual_seed(self.seed)
+        scale = runs.divergence(None, share.held_out)
+        kept = optimiser.q
+        best, curve, losses = self._held_loss(runs, kept, share.held_out), list[float](), list[float]()
+        if (first := runs.divergence(kept, share.held_out)) is not None:
+            curve.append(first)
+        with progress.task(f"training {self.name}", batches * self.epochs) as bar:
+            for _ in range(self.epochs):
+                order = torch.randperm(len(share.train), generator=generator).tolist()
+                total = 0.0
+                for at in range(0, len(order), self.batch_size):
+                    swaps = [s for i in order[at : at + self.batch_size] for s in share.train[i]]
+                    loss, gradient = self._gradient(runs, optimiser.q, swaps)
+                    optimiser.move(gradient)
+                    total += loss * len(swaps)
+                    bar.advance()
+                    bar.tell(_told(loss, curve, scale))
+                losses.append(round(total / (2 * len(order)), 6))
+                now = self._held_loss(runs, optimiser.q, share.held_out)
+                if now is None or best is None or now < best:
+                    best, kept = now, optimiser.q
+                if (reached := runs.divergence(optimiser.q, share.held_out)) is not None:
+                    curve.append(reached)
+        told: dict[str, Any] = {"loss": losses}
+        if scale is not None:
+            told["divergence"] = {"unsteered": round(scale, 6), "held_out": [round(v, 6) for v in curve]}
+        return kept, told
+
+    def _held_loss(self, runs: Runs, q: Tensor, swaps: list[Swap]) -> float | None:
+        """The method's own objective on held-out pairs: what the best iterate is chosen by."""
+        if not swaps:
+            return None
+        parts = [swaps[at : at + 32] for at in range(0, len(swaps), 32)]
+        with torch.no_grad():
+            return sum(float(self.loss(runs, q, part)) * len(part) for part in parts) / len(swaps)
+
+    def _gradient(self, runs: Runs, q: Tensor, swaps: list[Swap]) -> tuple[float, Tensor]:
+        """Loss and gradient of one batch; the published loop averages its two halves, whatever their token counts."""
+        half = len(swaps) // 2 if self.micro_batches else len(swaps)
+        parts = [swaps[at : at + half] for at in range(0, len(swaps), half)]
+        total, gradient = 0.0, torch.zeros_like(q)
+        for part in parts:
+            leaf = q.detach().clone().requires_grad_(True)
+            loss = self.loss(runs, leaf, part) / len(parts)
+            gradient += torch.autograd.grad(loss, leaf)[0]
+            total += float(loss.detach())
+        if not torch.isfinite(gradient).all():
+            raise DataError(
+                f"the gradient of {self.name} is not finite (loss {total}); the model overflows on this data. Try bfloat16"
+                " or float32, or look for empty or damaged rows with `steerlab data check`."
+            )
+        return total, gradient
+
+    # --- what is served -----------------------------------------------------------------------------------------------
+
+    def _clamp(self, engine: Trainable, contrast: Contrast, site: Site, q: Tensor) -> Clamp:
+        """Poles are the factors: each class's mean coordinate at the last prompt token."""
+        positive, negative = read_classes(engine, contrast, [site], "last")[site]
+        make = Push if self.one_sided else Clamp
+        return make(q, (positive @ q.T).mean(dim=0), (negative @ q.T).mean(dim=0))
+
+    def _measured(self, runs: Runs, share: Share, edit: Clamp) -> dict[str, Any]:
+        told: dict[str, Any] = {"factors": {"positive": edit.positive.tolist(), "negative": edit.negative.tolist()}}
+        if share.held_out:
+            served = runs.clamped(edit, share.held_out)
+            told["divergence_served"] = round(served, 6)
+        return told
+
+
+def _both_ways(positive: Example, negative: Example) -> tuple[Swap, Swap]:
+    """The ordered pairs neg+pos and pos+neg, in this order, as the published loop interleaves them."""
+    assert positive.answer and negative.answer  # checked before
+    return (
+        Swap(negative.without_answer(), positive.without_answer(), positive.answer, negative.answer, wants_positive=True),
+        Swap(positive.without_answer(), negative.without_answer(), negative.answer, positive.answer, wants_positive=False),
+    )
+
+
+def _spread(positive: Tensor, negative: Tensor, rank: int) -> Float[Tensor, "r d"]:
+    """The difference of means, then the directions in which the rest differs most; the data decides every sign."""
+    gap = mean_gap(positive, negative)
+    unit = gap / gap.norm()
+    rows = positive - negative if len(positive) == len(negative) else torch.cat([positive, negative])
+    rows = rows - rows.mean(dim=0)
+    rest = rows - (rows @ unit)[:, None] * unit
+    more = torch.linalg.svd(rest.double(), full_matrices=False).Vh[: rank - 1].float()
+    more = more * torch.where(((positive.mean(0) - negative.mean(0)) @ more.T) < 0, -1.0, 1.0)[:, None]
+    basis = torch.cat([unit[None], more])
+    if len(basis) < rank:
+        raise DataError(f"rank {rank} needs at least {rank} pairs to start from; got {len(rows)}.")
+    return orthonormal(basis)
+
+
+def _told(loss: float, curve: list[float], scale: float | None) -> str:
+    words = f"loss {loss:.4f}"
+    if scale and curve:
+        words += f", held-out divergence {curve[-1] / scale:.3f} of the unsteered"
+    return words

@@ -1,0 +1,73 @@
+"""The normal of a logistic probe (ITI, arXiv 2306.03341; the probe of AxBench, arXiv 2501.17148).
+
+Standardised activations, ridge chosen on a held-out fifth (the strongest of those with the best accuracy), refitted on
+all rows; the weight is folded back to raw activations. Its length is the gap between the class means along it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch.nn.functional import softplus
+
+from ..edits import Shift
+from ..errors import DataError
+from .base import FromActivations, along
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Probe(FromActivations):
+    """Add the direction that a linear classifier reads."""
+
+    symmetric: ClassVar[bool] = True
+    paper: ClassVar[str] = "arXiv 2306.03341"
+    ridges: tuple[float, ...] = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+    held_out: float = 0.2
+
+    def solve(self, positive: Tensor, negative: Tensor, paired: bool) -> Shift:
+        if min(len(positive), len(negative)) < 4:
+            raise DataError(
+                f"a probe needs at least 4 rows of each class to choose its ridge; got {len(positive)} and {len(negative)}."
+            )
+        x = torch.cat([positive, negative]).double()
+        x = (x - x.mean(dim=0)) / (spread := x.std(dim=0).clamp_min(1e-8))
+        y = torch.cat([torch.ones(len(positive)), -torch.ones(len(negative))]).double()
+        train, test = self._split(len(positive), len(negative))
+        best, chosen = -1.0, self.ridges[0]
+        for ridge in sorted(self.ridges, reverse=True):  # ties go to the strongest
+            weight, bias = fit_logistic(x[train], y[train], ridge)
+            accuracy = float(((x[test] @ weight + bias) * y[test] > 0).double().mean())
+            if accuracy > best + 1e-9:
+                best, chosen = accuracy, ridge
+        weight, _ = fit_logistic(x, y, chosen)
+        return Shift(along((weight / spread).float(), positive, negative))
+
+    def _split(self, n: int, m: int) -> tuple[Tensor, Tensor]:
+        """Rows to fit and rows to choose on, the same share of each class, drawn alike for both."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        for size, offset in ((n, 0), (m, n)):
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed)) + offset
+            cut = max(1, round(size * self.held_out))
+            parts.append((order[cut:], order[:cut]))
+        return torch.cat([parts[0][0], parts[1][0]]), torch.cat([parts[0][1], parts[1][1]])
+
+
+def fit_logistic(x: Tensor, y: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weight and bias that minimise the mean of log(1 + exp(−y·(x·w + b))) + ridge/2·‖w‖², y in {−1, 1}."""
+    weight = torch.zeros(x.shape[1], dtype=x.dtype, requires_grad=True)
+    bias = torch.zeros((), dtype=x.dtype, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = softplus(-y * (x @ weight + bias)).mean() + ridge / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)  # pyright: ignore[reportArgumentType]
+    return weight.detach(), bias.detach()

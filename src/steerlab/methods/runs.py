@@ -1,0 +1,186 @@
+"""The runs behind interchange training: a base run with the source's coordinates, and the source beside it.
+
+Nothing about a source depends on what is trained, so its activation and scores are kept after the first time, as long
+as they fit into `KEEP` bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..contrast import Example
+from ..edits import Clamp
+from ..engines.base import Batch, Trainable
+from ..errors import DataError
+from ..positions import LAST_PROMPT, Positions
+from ..sites import Site
+from .objectives import jensen_shannon
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+KEEP = 2**30  # bytes of source scores that are kept in memory
+
+
+class Swap(NamedTuple):
+    """One ordered pair: the base prompt is to answer like the source. `own` is what the base itself would say."""
+
+    base: Example
+    source: Example
+    answer: str
+    own: str
+    wants_positive: bool
+
+
+class Swapped(NamedTuple):
+    """What an objective gets, token by token of the answers: the intervened base's scores and the source's."""
+
+    scores: Float[Tensor, "n v"]
+    source: Float[Tensor, "n v"]
+    tokens: Int[Tensor, " n"]
+    row: Int[Tensor, " n"]
+
+
+class _Source(NamedTuple):
+    activation: Float[Tensor, "k d"]  # at the last prompt token, or at each aligned position
+    scores: Float[Tensor, "n v"]
+
+
+class Runs:
+    """Runs ordered pairs through an engine at one site."""
+
+    def __init__(
+        self, engine: Trainable, site: Site, positions: Positions, *, aligned: bool = False, close: bool = True
+    ) -> None:
+        self.engine, self.site, self.positions = engine, site, positions
+        self._aligned, self._close = aligned, close
+        self._kept: dict[tuple[Example, str], _Source] = {}
+        self._bytes = 0
+
+    def swapped(self, q: Float[Tensor, "r d"], swaps: Sequence[Swap], *, own: bool = False) -> Swapped:
+        """Base prompts with the source's answer (or their own), coordinates in span(q) taken from the source."""
+        sources = self._sources([s.source for s in swaps], [s.answer for s in swaps])
+        answers = [s.own if own else s.answer for s in swaps]
+        batch = self._batch([s.base for s in swaps], answers)
+        mask = batch.mask(self.positions)
+        given = self._targets(mask, sources)
+
+        def interchange(h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+            x = h.float()
+            basis = q.to(h.device)
+            swap = (given.to(h.device) @ basis.T - x @ basis.T) @ basis
+            return torch.where(mask.to(h.device)[..., None], x + swap, x).to(h.dtype)
+
+        scores = self._scores(batch, interchange)
+        return Swapped(scores, torch.cat([s.scores for s in sources]).to(scores.device), *_answers(batch))
+
+    def plain(self, swaps: Sequence[Swap], *, own: bool = False) -> Swapped:
+        """The same base runs with nothing replaced; no gradient."""
+        batch = self._batch([s.base for s in swaps], [s.own if own else s.answer for s in swaps])
+        with torch.no_grad():
+            scores = self._scores(batch, None)
+        return Swapped(scores, scores, *_answers(batch))
+
+    def divergence(self, q: Float[Tensor, "r d"] | None, swaps: Sequence[Swap]) -> float | None:
+        """Mean Jensen–Shannon divergence per token to the source after the interchange (None for q: without it)."""
+        return self._mean(swaps, lambda part: (self.swapped(q, part) if q is not None else self.plain(part)).scores)
+
+    def clamped(self, edit: Clamp, swaps: Sequence[Swap]) -> float:
+        """The same divergence under the clamp that is served: to the positive pole where the source is positive."""
+
+        def scores(part: Sequence[Swap]) -> Tensor:
+            batch = self._batch([s.base for s in part], [s.answer for s in part])
+            mask = batch.mask(self.positions)
+            sign = torch.tensor([1.0 if s.wants_positive else -1.0 for s in part])[:, None, None]
+
+            def clamp(h: Tensor) -> Tensor:
+                moved = edit.to(h.device)(h, sign.to(h.device))
+                return torch.where(mask.to(h.device)[..., None], moved, h)
+
+            return self._scores(batch, clamp)
+
+        found = self._mean(swaps, scores)
+        assert found is not None
+        return found
+
+    def _mean(self, swaps: Sequence[Swap], scores: _Scores) -> float | None:
+        if not swaps:
+            return None
+        total, count = 0.0, 0
+        size = 32
+        with torch.no_grad():
+            for at in range(0, len(swaps), size):
+                part = swaps[at : at + size]
+                target = torch.cat([s.scores for s in self._sources([s.source for s in part], [s.answer for s in part])])
+                found = scores(part)
+                each = jensen_shannon(found, target.to(found.device))
+                total, count = total + float(each.sum()), count + len(each)
+        return total / count
+
+    # --- the engine ---------------------------------------------------------------------------------------------------
+
+    def _batch(self, prompts: Sequence[Example], answers: Sequence[str]) -> Batch:
+        return self.engine.batch([_with(p, a) for p, a in zip(prompts, answers, strict=True)], close=self._close)
+
+    def _scores(self, batch: Batch, edit: _Edit | None) -> Float[Tensor, "n v"]:
+        run = self.engine.resume(batch, {self.site: edit} if edit is not None else None)
+        assert run.logits is not None
+        return run.logits
+
+    def _sources(self, prompts: Sequence[Example], answers: Sequence[str]) -> list[_Source]:
+        keys = [(p, a) for p, a in zip(prompts, answers, strict=True)]
+        missing = list(dict.fromkeys(k for k in keys if k not in self._kept))
+        fresh: dict[tuple[Example, str], _Source] = {}
+        if missing:
+            batch = self._batch([p for p, _ in missing], [a for _, a in missing])
+            with torch.no_grad():
+                run = self.engine.resume(batch, sites=[self.site])
+            assert run.logits is not None
+            mask = batch.mask(self.positions if self._aligned else LAST_PROMPT)
+            scores = run.logits.split(batch.predicts.sum(dim=1).tolist())
+            for n, key in enumerate(missing):
+                fresh[key] = _Source(run.at[self.site][n][mask[n].to(run.at[self.site].device)].float(), scores[n])
+        for key, source in fresh.items():
+            size = source.scores.numel() * 4
+            if self._bytes + size <= KEEP:
+                self._kept[key] = _Source(source.activation, source.scores.clone())
+                self._bytes += size
+        return [self._kept.get(k) or fresh[k] for k in keys]
+
+    def _targets(self, mask: Tensor, sources: Sequence[_Source]) -> Float[Tensor, "b t d"]:
+        """The source activation that each base position gets: one for all, or its own where positions are aligned."""
+        if not self._aligned:
+            return torch.stack([s.activation[0] for s in sources])[:, None]
+        width = sources[0].activation.shape[1]
+        given = torch.zeros(*mask.shape, width, device=sources[0].activation.device)
+        for n, source in enumerate(sources):
+            here = int(mask[n].sum())
+            if here != len(source.activation):
+                raise DataError(
+                    f"source='aligned' needs as many positions in the base as in the source; {self.positions} gives {here} and"
+                    f" {len(source.activation)}. Use positions such as 'f3+l2', or source='last'."
+                )
+            given[n, mask[n].to(given.device)] = source.activation
+        return given
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Edit = Callable[[Tensor], Tensor]
+    _Scores = Callable[[Sequence[Swap]], Tensor]
+
+
+def _with(prompt: Example, answer: str) -> Example:
+    return Example(prompt.messages, answer, family=prompt.family)
+
+
+def _answers(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The answer's tokens and each one's row, in the order of the scores."""
+    chosen = batch.predicts
+    following = torch.roll(batch.ids, -1, dims=1)
+    return following[chosen], chosen.nonzero()[:, 0]
