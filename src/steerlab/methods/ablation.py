@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..edits import Ablate
-from .base import FromActivations, mean_gap
+from .base import Aim, FromActivations, mean_gap
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Ablation(FromActivations):
     """Remove the direction between the classes; strength in [0, 1]."""
 
+    aim: ClassVar[Aim] = "suppress"
     paper: ClassVar[str] = "arXiv 2406.11717"
 
     def solve(self, positive: Tensor, negative: Tensor, paired: bool) -> Ablate:

@@ -26,12 +26,14 @@ from ..sites import Site
 from ..steering import Intervention, Meta, Prompt, Steering
 
 Pooling = Literal["last", "token", "response", "paired"]
+Aim = Literal["elicit", "suppress", "control"]  # towards the positive class, away from it, or neither on purpose
 
 
 @dataclass(frozen=True)
 class Method(ABC):
     """Hyper-parameters with a `fit`. Fields are plain values, each with a default."""
 
+    aim: ClassVar[Aim] = "elicit"  # what strength 1 does
     symmetric: ClassVar[bool] = False  # fitted with the classes swapped, it acts like .scaled(-1)
     paper: ClassVar[str] = ""
 

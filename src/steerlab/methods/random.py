@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from ..edits import Shift
-from .base import FromActivations, mean_gap
+from .base import Aim, FromActivations, mean_gap
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Random(FromActivations):
     """Add a random direction of the same norm as `diff_means` would; the seed decides which."""
+
+    aim: ClassVar[Aim] = "control"
 
     def solve(self, positive: Tensor, negative: Tensor, paired: bool) -> Shift:
         gap = mean_gap(positive, negative)

@@ -1,0 +1,34 @@
+"""The pytest plug-in: `--steerlab-methods` picks the methods that are held to the contract, `--full` the whole product.
+
+It loads nothing heavy, since pytest imports it in every project that has steerlab installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options."""
+    group = parser.getgroup("steerlab")
+    group.addoption("--steerlab-methods", default="", help="hold only these methods (commas between) to the contract")
+    group.addoption(
+        "--full", action="store_true", help="the whole product of architectures, parts and edits, not pairwise"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `method_name`, `edit_kind` or `control_kind` runs once for each that is installed."""
+    if "method_name" in metafunc.fixturenames:
+        from steerlab import plugins
+
+        chosen = str(metafunc.config.getoption("--steerlab-methods"))
+        names = [n.strip() for n in chosen.split(",") if n.strip()] or list(plugins.names("methods"))
+        metafunc.parametrize("method_name", names)
+    if "edit_kind" in metafunc.fixturenames:
+        from steerlab import edits
+
+        metafunc.parametrize("edit_kind", list(edits.kinds()))

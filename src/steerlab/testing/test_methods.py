@@ -1,0 +1,171 @@
+"""The laws of methods: every one that is installed, fitted on a small model that was taught one thing."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from steerlab import config, plugins
+from steerlab.contrast import Contrast, Example
+from steerlab.errors import ConfigError, DataError, SiteError
+from steerlab.methods.base import Method, method
+from steerlab.steering import Steering
+from steerlab.testing import planted
+
+SITE = "0"
+
+
+def fitted(name: str, contrast: Contrast | None = None, **settings) -> Steering:
+    made = method(name, {**at_site(name), **settings})
+    return made.fit(planted.engine(), contrast or planted.contrast())
+
+
+def at_site(name: str) -> dict[str, str]:
+    return {"site": SITE} if "site" in {f.name for f in fields(plugins.load(name))} else {}
+
+
+def state_of(model: torch.nn.Module) -> str:
+    h = hashlib.sha256()
+    for name, p in model.named_parameters():
+        h.update(f"{name} {p.requires_grad} {p.grad is None}".encode())
+        h.update(p.detach().numpy().tobytes())
+    for name, m in model.named_modules():
+        h.update(f"{name} {m.training} {len(m._forward_hooks)} {len(m._forward_pre_hooks)}".encode())
+    return h.hexdigest()
+
+
+def test_it_is_a_frozen_dataclass_whose_settings_are_its_configuration(method_name):
+    cls = plugins.load(method_name)
+    assert issubclass(cls, Method)
+    made = cls()
+    assert made.name == method_name
+    assert method(method_name, config.to_dict(made)) == made
+    with pytest.raises(AttributeError):
+        made.seed = 1
+    with pytest.raises(ConfigError, match="no setting 'strenght'"):
+        method(method_name, {"strenght": 1})
+    assert (cls.__doc__ or "").strip()
+
+
+def test_fitting_changes_neither_model_nor_data(method_name):
+    engine, contrast = planted.engine(), planted.contrast()
+    before, digest = state_of(engine.model), contrast.digest()
+    fitted(method_name, contrast)
+    assert state_of(engine.model) == before
+    assert contrast.digest() == digest
+    assert torch.is_grad_enabled()
+
+
+def test_the_same_seed_gives_the_same_digest(method_name):
+    assert fitted(method_name).digest == fitted(method_name).digest
+
+
+def test_what_was_planted_is_found(method_name):
+    """Held-out prompts: +1 makes the other class's answer likelier, and −1 (or suppression) takes it away again."""
+    engine, steering = planted.engine(), fitted(method_name)
+    made = plugins.load(method_name)
+    positive, negative = planted.pairs(torch.Generator().manual_seed(99), 12)
+    wants = {
+        "elicit": [replace(e, answer=planted.WITH) for e in negative],
+        "suppress": [replace(e, answer=planted.WITHOUT) for e in positive],
+    }
+
+    def liking(examples, under) -> float:
+        return float(torch.stack([lp[0] for lp in engine.logprobs(examples, under)]).mean())
+
+    if made.aim == "control":
+        moved = liking(wants["elicit"], steering) - liking(wants["elicit"], None)
+        assert moved < 3.0, "a control should not find what was planted"
+        return
+    gained = liking(wants[made.aim], steering) - liking(wants[made.aim], None)
+    assert gained > 0.5, f"strength 1 moves the wanted answer's first token by {gained:.2f} nats only"
+    if made.aim == "elicit" and steering.domain[0] < 0 and steering.prompt is None:
+        lost = liking(wants["suppress"], steering.scaled(-1)) - liking(wants["suppress"], None)
+        assert lost > 0.5, f"strength -1 brings the plain answer back by {lost:.2f} nats only"
+
+
+def test_a_symmetric_method_fitted_with_the_classes_swapped_is_the_opposite(method_name):
+    if not plugins.load(method_name).symmetric:
+        pytest.skip(f"{method_name} doesn't declare itself symmetric")
+    engine = planted.engine()
+    there, back = fitted(method_name), fitted(method_name, planted.contrast().swapped())
+    positive, negative = planted.pairs(torch.Generator().manual_seed(7), 6)
+    for s in (1.0, -0.5):
+        for a, b in zip(
+            engine.logprobs([*positive, *negative], there.scaled(s)),
+            engine.logprobs([*positive, *negative], back.scaled(-s)),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_saved_and_loaded_it_gives_identical_logits(method_name, tmp_path):
+    engine, steering = planted.engine(), fitted(method_name)
+    steering.save(tmp_path / "steering.safetensors")
+    again = Steering.load(tmp_path / "steering.safetensors")
+    assert again.digest == steering.digest
+    assert again.meta == steering.meta
+    positive, negative = planted.pairs(torch.Generator().manual_seed(3), 4)
+    for a, b in zip(engine.logits(positive + negative, steering), engine.logits(positive + negative, again), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_it_knows_its_model_method_and_data(method_name):
+    steering, contrast = fitted(method_name), planted.contrast()
+    meta = steering.meta
+    assert meta.method["name"] == method_name
+    assert meta.data["digest"] == contrast.digest()
+    assert meta.fingerprint == planted.engine().fingerprint
+    assert meta.template == planted.engine().template
+    assert not planted.engine().refuses(steering)
+    rebuilt = method(meta.method["name"], {k: v for k, v in meta.method.items() if k != "name"})
+    assert rebuilt.fit(planted.engine(), contrast).digest == steering.digest
+
+
+def test_two_classes_that_do_not_differ_raise(method_name):
+    if "site" not in at_site(method_name):
+        pytest.skip(f"{method_name} reads no activations")
+    same = tuple(planted.pairs(torch.Generator().manual_seed(0), 8)[0])
+    with pytest.raises(DataError, match="same mean activation|identical"):
+        fitted(method_name, Contrast(same, same, paired=True, concept="nothing"))
+
+
+def test_a_model_that_gives_nan_raises(method_name):
+    if "site" not in at_site(method_name):
+        pytest.skip(f"{method_name} reads no activations")
+    import copy
+
+    from steerlab.engines.hf import HFEngine
+    from steerlab.testing import tiny
+
+    model = copy.deepcopy(planted.engine().model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[30:60] = float("nan")
+    broken = HFEngine(model, tiny.tokenizer(), name="broken")
+    with pytest.raises(DataError, match="NaN or infinite"):
+        method(method_name, at_site(method_name)).fit(broken, planted.contrast())
+
+
+def test_a_site_that_the_model_lacks_raises_with_the_last_one_there_is(method_name):
+    if "site" not in at_site(method_name):
+        pytest.skip(f"{method_name} has no site")
+    with pytest.raises(SiteError, match="2 blocks, 0 to 1"):
+        fitted(method_name, site="7")
+
+
+def test_missing_answers_are_told_where_they_are_needed(method_name):
+    bare = Contrast(
+        tuple(Example.ask(e.instruction) for e in planted.contrast().positive),
+        tuple(Example.ask(e.instruction) for e in planted.contrast().negative),
+        paired=True,
+        concept=planted.KEY,
+    )
+    try:
+        steering = fitted(method_name, bare)
+    except DataError as problem:
+        assert "answer" in str(problem)  # noqa: PT017
+    else:
+        assert steering.interventions or steering.prompt

@@ -1,0 +1,28 @@
+"""Tests run on one thread per worker, offline, and never in the caller's own folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def shared_folder() -> Path:
+    """Real data and models that tests may read: the folder `shared` beside the checkout, or STEERLAB_SHARED."""
+    return Path(os.environ.get("STEERLAB_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data; the test is skipped where there is none."""
+    if not shared_folder().is_dir():
+        pytest.skip(f"no shared data at {shared_folder()} (set STEERLAB_SHARED)")
+    return shared_folder()
