@@ -16,6 +16,7 @@ from steerlab.steering import Steering
 from steerlab.testing import planted
 
 SITE = "0"
+LEAST = 0.2  # nats by which strength 1 must move the first token of the wanted answer (a random direction: about 0)
 
 
 def fitted(name: str, contrast: Contrast | None = None, **settings) -> Steering:
@@ -78,13 +79,13 @@ def test_what_was_planted_is_found(method_name):
 
     if made.aim == "control":
         moved = liking(wants["elicit"], steering) - liking(wants["elicit"], None)
-        assert moved < 3.0, "a control should not find what was planted"
+        assert abs(moved) < 3.0, "a control should not find what was planted"
         return
     gained = liking(wants[made.aim], steering) - liking(wants[made.aim], None)
-    assert gained > 0.5, f"strength 1 moves the wanted answer's first token by {gained:.2f} nats only"
+    assert gained > LEAST, f"strength 1 moves the wanted answer's first token by {gained:.2f} nats only"
     if made.aim == "elicit" and steering.domain[0] < 0 and steering.prompt is None:
         lost = liking(wants["suppress"], steering.scaled(-1)) - liking(wants["suppress"], None)
-        assert lost > 0.5, f"strength -1 brings the plain answer back by {lost:.2f} nats only"
+        assert lost > LEAST, f"strength -1 brings the plain answer back by {lost:.2f} nats only"
 
 
 def test_a_symmetric_method_fitted_with_the_classes_swapped_is_the_opposite(method_name):
