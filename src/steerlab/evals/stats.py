@@ -1,0 +1,106 @@
+"""Estimates with intervals: a bootstrap over clusters, and what is missing counted beside it.
+
+A figure is a mean over prompts within fits within concepts. Resampling prompts alone would make twenty prompts of one
+concept look like twenty concepts, so whole concepts are drawn first, then fits (seeds) within them, then prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+Cluster = Sequence[float | None]  # the prompts of one fit
+Clusters = Sequence[Sequence[Cluster]]  # concepts, of fits, of prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % interval, the number of values behind it and how many are missing. None: nothing to average."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    missing: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; not-a-number never occurs."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n, "missing": self.missing}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote."""
+        return cls(row["mean"], row["low"], row["high"], row["n"], row["missing"])
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return f"– ({self.missing} missing)" if self.missing else "–"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap(clusters: Clusters, *, draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
+    """The mean over concepts of the mean over fits of the mean over prompts, by a hierarchical percentile bootstrap.
+
+    Missing values (None) are left out and counted; a fit or concept without any value is left out whole. With a single
+    concept (or fit, or prompt) that level is fixed and only the others are drawn.
+    """
+    missing = sum(v is None for concept in clusters for fit in concept for v in fit)
+    kept = [[[float(v) for v in fit if v is not None] for fit in concept] for concept in clusters]
+    kept = [[fit for fit in concept if fit] for concept in kept]
+    kept = [concept for concept in kept if concept]
+    n = sum(len(fit) for concept in kept for fit in concept)
+    if n == 0:
+        return Estimate(None, None, None, 0, missing)
+    mean = float(np.mean([np.mean([np.mean(fit) for fit in concept]) for concept in kept]))
+    rng = np.random.default_rng(seed)
+    arrays = [[np.asarray(fit) for fit in concept] for concept in kept]
+    # each fit's prompt resamples at once: [draws] means per fit, then fits within concepts, then concepts
+    per_concept = np.stack([_drawn_concept(concept, draws, rng) for concept in arrays])
+    pick = rng.integers(len(arrays), size=(draws, len(arrays)))
+    if len(arrays) == 1:
+        pick[:] = 0
+    means = per_concept[pick, np.arange(draws)[:, None]].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(mean, float(low), float(high), n, missing)
+
+
+def _drawn_concept(fits: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> np.ndarray:
+    per_fit = np.stack([fit[rng.integers(len(fit), size=(draws, len(fit)))].mean(axis=1) for fit in fits])
+    pick = rng.integers(len(fits), size=(draws, len(fits)))
+    return per_fit[pick, np.arange(draws)[:, None]].mean(axis=1)
+
+
+def paired_difference(a: Clusters, b: Clusters, *, draws: int = 1000, seed: int = 0) -> Estimate:
+    """The mean of a − b prompt by prompt, with its interval. A pair with a missing side is missing."""
+    differences = [
+        [
+            [None if x is None or y is None else x - y for x, y in zip(fit_a, fit_b, strict=True)]
+            for fit_a, fit_b in zip(concept_a, concept_b, strict=True)
+        ]
+        for concept_a, concept_b in zip(a, b, strict=True)
+    ]
+    return bootstrap(differences, draws=draws, seed=seed)
+
+
+def median(values: Sequence[float]) -> float | None:
+    """The median; None of nothing."""
+    return float(np.median(values)) if len(values) else None
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """The q-th percentile (linear between neighbours); None of nothing."""
+    return float(np.percentile(values, q)) if len(values) else None
+
+
+def wilson(successes: int, n: int, *, z: float = 1.959964) -> Estimate:
+    """A share with Wilson's interval, which holds at 0 and at n."""
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n)
