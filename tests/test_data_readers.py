@@ -412,8 +412,10 @@ def test_every_layout_says_what_it_is_for() -> None:
 
 
 def test_reading_loads_neither_torch_nor_pyarrow() -> None:
+    code = (
         "import sys, steerlab.data as d; d.layouts();"
         "print(*sorted({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
