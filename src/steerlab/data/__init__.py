@@ -15,12 +15,16 @@ from typing import NamedTuple
 from .. import plugins
 from ..contrast import Contrast
 from ..errors import DataError
+from .check import CheckOptions, CheckReport, Finding, check
 from .examples import Concept
 from .readers.base import Reader
 from .readers.jsonl import write
 from .rows import Found, absent, look
 
-__all__ = ["Concept", "Layout", "Reader", "concepts", "layouts", "read", "write"]
+__all__ = [
+    "CheckOptions", "CheckReport", "Concept", "Finding", "Layout", "Reader",
+    "check", "concepts", "layouts", "read", "write",
+]  # fmt: skip
 
 _FOLDER = "data.readers"
 
