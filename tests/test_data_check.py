@@ -29,14 +29,8 @@ OPENINGS = ("Some", "Most", "Many", "All", "Few")
 
 def sentence(topic: str, mark: str, rng: random.Random) -> str:
     """A sentence whose beginning and length say nothing of the class."""
-    words = [
-        rng.choice(OPENINGS),
-        topic,
-        "are",
-        mark,
-        *(rng.choice("old new big small".split()) for _ in range(rng.randint(2, 6))),
-    ]
-    return " ".join(words) + "."
+    rest = (rng.choice(("old", "new", "big", "small")) for _ in range(rng.randint(2, 6)))
+    return " ".join((rng.choice(OPENINGS), topic, "are", mark, *rest)) + "."
 
 
 def clean(paired: bool = True) -> Contrast:
