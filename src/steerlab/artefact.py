@@ -81,7 +81,9 @@ def restore(row: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mappin
             inner = cast("Mapping[str, Any]", value)
             if "tensor" in inner:
                 if inner["tensor"] not in tensors:
-                    raise ArtefactError(f"the file's header names the tensor {inner['tensor']!r}, which it doesn't hold.")
+                    raise ArtefactError(
+                        f"the file's header names the tensor {inner['tensor']!r}, which it doesn't hold."
+                    )
                 value = tensors[inner["tensor"]]
             elif "site" in inner:
                 value = Site.parse(inner["site"])
@@ -121,7 +123,9 @@ def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     f" {names[:3]}); expected one that `Steering.save` wrote."
                 )
             if len(text) > GREATEST_HEADER:
-                raise ArtefactError(f"{path} has a header of {len(text)} characters; at most {GREATEST_HEADER} are read.")
+                raise ArtefactError(
+                    f"{path} has a header of {len(text)} characters; at most {GREATEST_HEADER} are read."
+                )
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, UnicodeDecodeError) as problem:
         raise ArtefactError(

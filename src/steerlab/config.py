@@ -42,7 +42,10 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
     missing = [
         f.name
         for f in dataclasses.fields(cast("Any", cls))
-        if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in checked
+        if f.init
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and f.name not in checked
     ]
     if missing:
         raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}{place}.")
@@ -58,9 +61,7 @@ def to_dict(settings: object) -> dict[str, Any]:
     """The settings as plain data."""
     from .artefact import plain
 
-    return {
-        f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(cast("Any", settings)) if f.init
-    }
+    return {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(cast("Any", settings)) if f.init}
 
 
 def read_yaml(path: str | PathLike[str]) -> dict[str, Any]:
@@ -74,7 +75,9 @@ def read_yaml(path: str | PathLike[str]) -> dict[str, Any]:
         beside = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
         raise ConfigError(f"there is no file {path}. {nearest(path.name, (p.name for p in beside))}") from problem
     except UnicodeDecodeError as problem:
-        raise ConfigError(f"{path} is not UTF-8 text ({problem.reason} at byte {problem.start}); save it as UTF-8.") from problem
+        raise ConfigError(
+            f"{path} is not UTF-8 text ({problem.reason} at byte {problem.start}); save it as UTF-8."
+        ) from problem
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError as problem:

@@ -123,7 +123,9 @@ class Gate(Control):
         if self.direction.ndim != 1 or not bool(torch.isfinite(self.direction).all()):
             raise EditError("a gate's direction must be a finite vector [d].")
         if not (math.isfinite(self.threshold) and math.isfinite(self.value)):
-            raise EditError(f"a gate has the threshold {self.threshold} and the strength {self.value}; both must be finite.")
+            raise EditError(
+                f"a gate has the threshold {self.threshold} and the strength {self.value}; both must be finite."
+            )
         object.__setattr__(self, "direction", self.direction.to(torch.float32))
 
     @property

@@ -298,6 +298,7 @@ class Ablate(Edit):
         return self.q.shape[0]
 
     def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        assert self.centre is not None  # set in __post_init__
         return h - (s * (h @ self.q.T - self.centre)) @ self.q
 
     def affine(self, s: Strength = 1.0) -> AffineMap:
@@ -354,7 +355,7 @@ class Affine(Edit):
 
     def affine(self, s: Strength = 1.0) -> AffineMap:
         s = self.check(s, self.bias.device).squeeze(-1)
-        diag, down, up, bias = self._map()
+        diag, down, up, _ = self._map()
         return AffineMap(None if diag is None else s * diag, down, None if up is None else s * up, s * self.bias)
 
     def opposite(self) -> Edit:
@@ -546,7 +547,9 @@ def _finite(name: str, t: Tensor) -> Tensor:
     t = t.to(torch.float32)
     if not bool(torch.isfinite(t).all()):
         bad = int((~torch.isfinite(t)).sum())
-        raise EditError(f"{name} has {bad} of {t.numel()} values that are NaN or infinite; look at the data it came from.")
+        raise EditError(
+            f"{name} has {bad} of {t.numel()} values that are NaN or infinite; look at the data it came from."
+        )
     return t
 
 

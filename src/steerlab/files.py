@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .errors import ArtefactError
 
 
 @contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole(path: str | os.PathLike[str]) -> Generator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends well and removed when it doesn't.
 
     Also on Ctrl-C: an interrupted write leaves what was there before. Raises `ArtefactError` where the folder can't be

@@ -23,7 +23,9 @@ class Meter:
         self.seconds = self.cpu_seconds = 0.0
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.seconds, self.cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu
 
     def figures(self) -> dict[str, float]:

@@ -38,7 +38,7 @@ def load(name: str, folder: str = "methods") -> type[Any]:
     if name in entries:
         try:
             return entries[name].load()
-        except Exception as problem:  # noqa: BLE001  (somebody else's package may fail in any way; say whose)
+        except Exception as problem:
             raise ConfigError(
                 f"{name!r} comes from the package {entries[name].value!r}, which can't be imported: {problem}"
             ) from problem

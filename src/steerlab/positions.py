@@ -126,7 +126,9 @@ class Positions:
             if not found:
                 from .errors import nearest
 
-                raise DataError(f"positions are {text!r}; expected a name or a form like 'f3+l2'. {nearest(name, NAMED)}")
+                raise DataError(
+                    f"positions are {text!r}; expected a name or a form like 'f3+l2'. {nearest(name, NAMED)}"
+                )
             union |= first(int(found[2])) if found[1] == "f" else last(int(found[2]))
         return union
 
@@ -134,7 +136,9 @@ class Positions:
         for name, positions in NAMED.items():
             if self == positions:
                 return name
-        parts = [f"prompt[{_bounds(w)}]" + (" after the template's head" if w.anchor == "body" else "") for w in self.prompt]
+        parts = [
+            f"prompt[{_bounds(w)}]" + (" after the template's head" if w.anchor == "body" else "") for w in self.prompt
+        ]
         parts += [f"generated[{_bounds(w)}]" for w in self.generated]
         return " and ".join(parts) or "nowhere"
 

@@ -5,7 +5,7 @@ Library code calls `track`; it is silent unless somebody shows it (`with shown()
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
@@ -41,7 +41,7 @@ class Task:
 
 
 @contextmanager
-def task(label: str, total: float | None = None) -> Iterator[Task]:
+def task(label: str, total: float | None = None) -> Generator[Task]:
     """A bar for the length of the block."""
     bar = Task(label, total)
     try:
@@ -61,10 +61,17 @@ def track(items: Iterable[T], label: str, total: float | None = None) -> Iterato
 
 
 @contextmanager
-def shown() -> Iterator[None]:
+def shown() -> Generator[None]:
     """Show the bars of everything that runs inside the block, on standard error."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     if _bars.get() is not None:
         yield

@@ -72,7 +72,9 @@ class Site:
             return cls(int(text))
         found = _TEXT.fullmatch(text)
         if not found:
-            raise SiteError(f"a site is {text!r}; expected a block number, or like 'resid@12', 'heads@3[5]' or 'final'.")
+            raise SiteError(
+                f"a site is {text!r}; expected a block number, or like 'resid@12', 'heads@3[5]' or 'final'."
+            )
         layer, index = found["layer"], found["index"]
         return cls(None if layer is None else int(layer), found["part"], None if index is None else int(index))
 

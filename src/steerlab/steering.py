@@ -227,9 +227,7 @@ class Steering:
             edit, edit_tensors = artefact.flatten(i.edit, f"{n}.edit")
             control, control_tensors = artefact.flatten(i.control, f"{n}.control")
             tensors |= edit_tensors | control_tensors
-            rows.append(
-                {"site": str(i.site), "positions": i.positions.to_json(), "edit": edit, "control": control}
-            )
+            rows.append({"site": str(i.site), "positions": i.positions.to_json(), "edit": edit, "control": control})
         return {
             "format": FORMAT,
             "interventions": rows,

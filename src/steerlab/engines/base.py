@@ -163,7 +163,7 @@ class Runner(ABC):
         self,
         prompts: Sequence[Conversation],
         steerings: Steerings = None,
-        sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+        sampling: Sampling = Sampling(),
     ) -> list[Reply]:
         """One reply per prompt, each under its own steering."""
 
@@ -172,7 +172,7 @@ class Runner(ABC):
         self,
         prompts: Sequence[Conversation],
         steerings: Steerings = None,
-        sampling: Sampling = Sampling(),  # noqa: B008
+        sampling: Sampling = Sampling(),
     ) -> Iterator[Piece]:
         """The same replies piece by piece, as they are made."""
 
@@ -266,6 +266,13 @@ class Trainable(Runner):
         """For each example the scores that predict its answer's tokens, in float32."""
 
     @abstractmethod
+    def text_logprobs(self, texts: Sequence[str], steerings: Steerings = None) -> list[Float[Tensor, " n"]]:
+        """The log-probability of each token of plain texts after the first (or after BOS), for perplexity.
+
+        No chat template; every token counts as generated. Texts longer than the context are cut to it.
+        """
+
+    @abstractmethod
     def steer(self, steerings: Steerings) -> AbstractContextManager[None]:
         """Steer the caller's own calls of the model inside a `with` block."""
 
@@ -288,4 +295,3 @@ def as_example(conversation: Conversation) -> Example:
     if isinstance(conversation, str):
         return Example.ask(conversation)
     return Example(tuple(conversation))
-

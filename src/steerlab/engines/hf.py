@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -47,7 +47,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Padding = Literal["left", "right"]
-BY_NUMBER = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+BY_NUMBER = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
 
 
 class HFEngine(Trainable):
@@ -112,7 +119,7 @@ class HFEngine(Trainable):
                 " (needs a network, or its cache), or 'pilot' for the built-in model."
             ) from problem
         if device not in (None, "auto"):
-            model = model.to(torch.device(device))
+            cast("nn.Module", model).to(torch.device(device))
         return cls(model.eval(), tokenizer, template=template, batch_size=batch_size, name=name)
 
     # --- what it is -------------------------------------------------------------------------------------------------
@@ -237,6 +244,24 @@ class HFEngine(Trainable):
             assert run.logits is not None
             yield from run.logits.cpu().split(batch.predicts.sum(dim=1).tolist())
 
+    def text_logprobs(self, texts: Sequence[str], steerings: Steerings = None) -> list[Tensor]:
+        each = self._accepted(steerings, len(texts))
+        whole = [self.renderer.text_ids(text)[: self.context] for text in texts]
+        if any(len(ids) < 2 for ids in whole):
+            raise DataError("a text has fewer than two tokens, so nothing in it is predicted; leave empty texts out.")
+        found: list[Tensor] = []
+        for start in range(0, len(texts), self.batch_size):
+            part, under = whole[start : start + self.batch_size], each[start : start + self.batch_size]
+            heads = [int(ids[0] == self.renderer.begin) for ids in part]
+            batch = self._padded(part, [1] * len(part), heads)
+            with torch.no_grad():
+                run = self._pass(batch, Hooks(self.anatomy, Plan(under)), logits=True)
+            assert run.logits is not None
+            targets = torch.roll(batch.ids, -1, dims=1)[batch.predicts]
+            picked = torch.log_softmax(run.logits, dim=-1).gather(1, targets[:, None])[:, 0].cpu()
+            found.extend(picked.split(batch.predicts.sum(dim=1).tolist()))
+        return found
+
     def capture(
         self,
         examples: Sequence[Example],
@@ -274,16 +299,8 @@ class HFEngine(Trainable):
                 f"example {n} is {lengths[n]} tokens long with its answer, and the model's context holds {self.context};"
                 " shorten it, or leave it out."
             )
-        width = max(lengths)
-        ids = torch.full((len(examples), width), self._pad)
-        position = torch.full((len(examples), width), -1)
-        for n, (prompt, answer, length) in enumerate(zip(rendered, answers, lengths, strict=True)):
-            here = slice(width - length, width) if self.padding == "left" else slice(0, length)
-            ids[n, here] = torch.tensor([*prompt.ids, *answer])
-            position[n, here] = torch.arange(length)
-        prompts = torch.tensor([len(p.ids) for p in rendered])
-        heads = torch.tensor([p.head for p in rendered])
-        return Batch(*(t.to(self.device) for t in (ids, position, prompts, heads)))
+        whole = [[*p.ids, *a] for p, a in zip(rendered, answers, strict=True)]
+        return self._padded(whole, [len(p.ids) for p in rendered], [p.head for p in rendered])
 
     def resume(
         self,
@@ -299,7 +316,7 @@ class HFEngine(Trainable):
             return self._pass(batch, hooks, logits=logits)
 
     @contextmanager
-    def steer(self, steerings: Steerings) -> Iterator[None]:
+    def steer(self, steerings: Steerings) -> Generator[None]:
         """Steer the caller's own calls of the model (`model(...)`, `model.generate(...)`) inside a `with` block.
 
         Positions are told from each call's attention mask and cache: what the first call without a cache reads is the
@@ -328,6 +345,17 @@ class HFEngine(Trainable):
             self.accept(steering)
         return each
 
+    def _padded(self, whole: Sequence[Sequence[int]], prompts: Sequence[int], heads: Sequence[int]) -> Batch:
+        width = max(map(len, whole))
+        ids = torch.full((len(whole), width), self._pad)
+        position = torch.full((len(whole), width), -1)
+        for n, row in enumerate(whole):
+            here = slice(width - len(row), width) if self.padding == "left" else slice(0, len(row))
+            ids[n, here] = torch.tensor(row)
+            position[n, here] = torch.arange(len(row))
+        tensors = (ids, position, torch.tensor(prompts), torch.tensor(heads))
+        return Batch(*(t.to(self.device) for t in tensors))
+
     def _rendered(self, example: Example, steering: Steering | None) -> Rendered:
         messages = example.messages
         if steering is not None and steering.prompt is not None:
@@ -346,9 +374,7 @@ class HFEngine(Trainable):
             out = self.model(**given)
         return Run(out.logits[batch.predicts].float() if logits else None, hooks.collected)
 
-    def _decoding_rows(
-        self, prompts: Sequence[Conversation], steerings: Steerings, sampling: Sampling
-    ) -> list[Row]:
+    def _decoding_rows(self, prompts: Sequence[Conversation], steerings: Steerings, sampling: Sampling) -> list[Row]:
         each, seeds = self._accepted(steerings, len(prompts)), sampling.seeds(len(prompts))
         rows: list[Row] = []
         for n, (prompt, steering, seed) in enumerate(zip(prompts, each, seeds, strict=True)):
@@ -370,9 +396,7 @@ class HFEngine(Trainable):
             yield ordered[start : start + self.batch_size]
 
     def _steps(self, rows: list[Row], sampling: Sampling) -> Iterator[list[Row]]:
-        return Decoder(
-            self.model, self.anatomy, self.renderer, rows, sampling, chunk=self.chunk, pad=self._pad
-        ).steps()
+        return Decoder(self.model, self.anatomy, self.renderer, rows, sampling, chunk=self.chunk, pad=self._pad).steps()
 
     def _reply(self, row: Row) -> Reply:
         ended = bool(row.ids) and row.ids[-1] in self.renderer.ends
@@ -425,7 +449,7 @@ def _sketch(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, list[float]]:
 
 
 @contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
+def _without_gradients(model: nn.Module) -> Generator[None]:
     """The model's parameters take no gradient inside; each is left as it was."""
     learning = [p for p in model.parameters() if p.requires_grad]
     try:

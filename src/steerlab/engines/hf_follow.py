@@ -6,7 +6,7 @@ engine's own loop. What can't be told is refused inside the call; nothing runs h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ class Follower:
         self._stack = ExitStack()
 
     @contextmanager
-    def following(self) -> Iterator[None]:
+    def following(self) -> Generator[None]:
         """The hooks stand inside this block alone."""
         with self._stack:
             self._stack.callback(self._model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
@@ -53,7 +53,9 @@ class Follower:
         position = (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, -1)[:, -ids.shape[1] :]
         if past == 0 or self._hooks is None or self._prompts is None:
             if past > 0:
-                raise UnsupportedError("steering began in the middle of a cached conversation; start it with an empty cache.")
+                raise UnsupportedError(
+                    "steering began in the middle of a cached conversation; start it with an empty cache."
+                )
             self._begin(ids, mask, position)
         assert self._hooks is not None and self._prompts is not None
         if len(ids) != len(self._prompts[0]):
@@ -67,7 +69,9 @@ class Follower:
         one = self._steerings is None or isinstance(self._steerings, Steering)
         rows = len(ids) if one else len(cast("Sequence[Steering | None]", self._steerings))
         if rows != len(ids):
-            raise UnsupportedError(f"a steered call has {len(ids)} rows, and {rows} steerings were given; give one per row.")
+            raise UnsupportedError(
+                f"a steered call has {len(ids)} rows, and {rows} steerings were given; give one per row."
+            )
         if self._hooks is not None:
             self._attached.close()
         self._hooks = Hooks(self._anatomy, Plan(rows_of(self._steerings, rows)))
@@ -80,5 +84,7 @@ def _seen(cache: Any) -> int:
     if cache is None:
         return 0
     if not hasattr(cache, "get_seq_length"):
-        raise UnsupportedError(f"a steered call has a cache of the type {type(cache).__name__}, whose length can't be told.")
+        raise UnsupportedError(
+            f"a steered call has a cache of the type {type(cache).__name__}, whose length can't be told."
+        )
     return int(cache.get_seq_length())

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-
 @dataclass
 class Row:
     """One reply in the making."""
@@ -165,9 +164,7 @@ class Decoder:
             row.finish = "length" if row.limit == self._sampling.max_new_tokens else "context"
 
 
-def sample(
-    scores: Float[Tensor, "b v"], sampling: Sampling, uniform: Float[Tensor, " b"]
-) -> Int[Tensor, " b"]:
+def sample(scores: Float[Tensor, "b v"], sampling: Sampling, uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
     """One token per row by inverting the cumulated probabilities at the row's uniform number, in float64.
 
     Temperature first, then the `top_k` best, then the smallest set of the best that holds `top_p` of the rest.

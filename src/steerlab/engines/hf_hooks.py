@@ -7,7 +7,7 @@ passes of one call, and collects activations on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,70 +30,82 @@ if TYPE_CHECKING:
 
 @dataclass
 class Group:
-    """Rows that are edited alike: one edit, one mask, one control, and each row's own constant strength."""
+    """Rows that are edited alike: one edit, one mask, and each row's own strength, or one control (None: constant)."""
 
+    site: Site
     edit: Edit
     positions: Positions
-    control: Control
-    rows: list[int]
-    strengths: list[float]
-    state: State = field(default_factory=dict[str, Tensor])
+    control: Control | None
+    rows: list[int] = field(default_factory=list[int])
+    strengths: list[float] = field(default_factory=list[float])
+    _state: State | None = None
     _ready: tuple[Tensor, Tensor] | None = None
 
     def ready(self, device: torch.device) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 1 1"]]:
         """Row numbers and strengths as tensors; the edit and control moved to the device once."""
         if self._ready is None or self._ready[0].device != device:
-            self.edit, self.control = self.edit.to(device), self.control.to(device)
+            self.edit = self.edit.to(device)
+            self.control = None if self.control is None else self.control.to(device)
             strengths = torch.tensor(self.strengths, dtype=torch.float32, device=device)
             self._ready = (torch.tensor(self.rows, device=device), strengths[:, None, None])
         return self._ready
 
+    def controlled(self, read: Mapping[Site, Tensor], tokens: Tokens) -> Float[Tensor, "n t r"]:
+        """The control's strength for this chunk; its state goes on to the next."""
+        assert self.control is not None
+        if self._state is None:
+            self._state = self.control.start(len(self.rows), tokens.ids.device)
+        strength, self._state = self.control.strength(read, tokens, self._state)
+        return strength.expand(*tokens.ids.shape, -1)
+
+    def keep(self, new: Mapping[int, int]) -> None:
+        """Go on with the rows in `new`, under their new numbers."""
+        stay = [n for n, row in enumerate(self.rows) if row in new]
+        if self._state:
+            self._state = {k: v[torch.tensor(stay, device=v.device)] for k, v in self._state.items()}
+        self.strengths = [self.strengths[n] for n in stay]
+        self.rows, self._ready = [new[self.rows[n]] for n in stay], None
+
 
 class Plan:
-    """What happens at each site to each row. Rows whose strength is exactly 0 are in no group: they stay as they are."""
+    """What happens to each row, in the order in which it happens.
+
+    Rows whose strength is exactly 0 are in no group: they stay as they are.
+    """
 
     def __init__(self, steerings: Sequence[Steering | None]) -> None:
-        self.rows = len(steerings)
-        self.groups: dict[Site, list[Group]] = {}
-        turns: dict[tuple[Any, ...], Group] = {}
+        groups: dict[tuple[Any, ...], Group] = {}
         for row, steering in enumerate(steerings):
-            count: dict[Site, int] = {}
+            turns: dict[tuple[int, int], int] = {}
             for i in steering.interventions if steering is not None else ():
-                turn = count[i.site] = count.get(i.site, -1) + 1
-                constant = isinstance(i.control, Constant)
+                # a slice and the whole of one tensor share their place in the order, so turns are counted by depth
+                turn = turns[i.site.depth] = turns.get(i.site.depth, -1) + 1
+                control = None if isinstance(i.control, Constant) else i.control
                 value = i.control.value if isinstance(i.control, Constant) else 1.0
                 if value == 0:
                     continue
-                key = (i.site, turn, id(i.edit), i.positions, None if constant else id(i.control))
-                if key not in turns:
-                    turns[key] = Group(i.edit, i.positions, i.control, [], [])
-                    self.groups.setdefault(i.site, [])
-                turns[key].rows.append(row)
-                turns[key].strengths.append(value)
-        for (site, *_), group in sorted(turns.items(), key=lambda item: item[0][1]):
-            self.groups[site].append(group)
-        self.groups = dict(sorted(self.groups.items(), key=lambda item: item[0].depth))
+                key = (i.site.depth, turn, i.site, id(i.edit), i.positions, id(control))
+                group = groups.setdefault(key, Group(i.site, i.edit, i.positions, control))
+                group.rows.append(row)
+                group.strengths.append(value)
+        self.groups = [group for _, group in sorted(groups.items(), key=lambda item: item[0][:2])]
+
+    @property
+    def sites(self) -> set[Site]:
+        """The sites that are edited or read."""
+        return {g.site for g in self.groups} | self.reads
 
     @property
     def reads(self) -> set[Site]:
         """The sites that controls read."""
-        return {site for groups in self.groups.values() for g in groups for site in g.control.reads}
+        return {site for g in self.groups if g.control is not None for site in g.control.reads}
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""
         new = {old: n for n, old in enumerate(rows)}
-        for site, groups in list(self.groups.items()):
-            for group in groups:
-                stay = [n for n, row in enumerate(group.rows) if row in new]
-                if group.state:
-                    where = torch.tensor(stay, device=next(iter(group.state.values())).device)
-                    group.state = {k: v.index_select(0, where) for k, v in group.state.items()}
-                group.strengths = [group.strengths[n] for n in stay]
-                group.rows = [new[group.rows[n]] for n in stay]
-                group._ready = None
-            self.groups[site] = [g for g in groups if g.rows]
-        self.groups = {site: groups for site, groups in self.groups.items() if groups}
-        self.rows = len(rows)
+        for group in self.groups:
+            group.keep(new)
+        self.groups[:] = [g for g in self.groups if g.rows]
 
 
 class Hooks:
@@ -112,15 +124,13 @@ class Hooks:
         self.tokens: Tokens | None = None
         self.head: Tensor | None = None
         self._edits = dict(edits or {})
-        self._collect = set(collect)
         self._read: dict[Site, Tensor] = {}
-        self._points: dict[Site, Point] = {}
-        wanted = {*plan.groups, *plan.reads, *self._edits, *self._collect}
-        for site in sorted(wanted, key=lambda s: s.depth):
-            self._points[site] = anatomy.point(site)
+        wanted = sorted({*plan.sites, *self._edits, *collect}, key=lambda s: (s.depth, str(s)))
+        self._points = {site: anatomy.point(site) for site in wanted}
+        self._reads, self._collects = plan.reads, set(collect)
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attached(self) -> Generator[None]:
         """The hooks stand on the model inside this block, and are gone after it, also when it raises."""
         by_module: dict[tuple[nn.Module, Side], list[Site]] = {}
         for site, point in self._points.items():
@@ -151,61 +161,60 @@ class Hooks:
 
         return hook
 
-    def _through(self, sites: list[Site], h: Tensor) -> Tensor:
+    def _through(self, sites: list[Site], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """Read, then edit in order, then collect what the rest of the model sees.
+
+        What is kept is a copy: some blocks add to these tensors in place.
+        """
+        for site in self._reads.intersection(sites):
+            self._read[site] = self._slice(site, h).clone()
+        for group in self.plan.groups:
+            if group.site in sites:
+                h = self._put(group.site, h, self._edited(group, self._slice(group.site, h)))
         for site in sites:
-            columns = self._points[site].columns
-            if columns is None:
-                h = self._at(site, h)
-            else:
-                columns = columns.to(h.device)
-                before = h.index_select(-1, columns)
-                after = self._at(site, before)
-                if after is not before:
-                    h = h.index_copy(-1, columns, after)
+            if site in self._edits:
+                h = self._put(site, h, self._edits[site](self._slice(site, h)))
+        for site in self._collects.intersection(sites):
+            self.collected[site] = self._slice(site, h).clone()
         return h
 
-    def _at(self, site: Site, h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        if site in self.plan.reads:
-            self._read[site] = h.clone()  # some blocks add to these tensors in place
-        for group in self.plan.groups.get(site, ()):
-            h = self._edited(group, h)
-        if site in self._edits:
-            h = self._edits[site](h)
-        if site in self._collect:
-            self.collected[site] = h.clone()
-        return h
+    def _slice(self, site: Site, h: Tensor) -> Tensor:
+        columns = self._points[site].columns
+        return h if columns is None else h.index_select(-1, columns.to(h.device))
+
+    def _put(self, site: Site, h: Tensor, part: Tensor) -> Tensor:
+        columns = self._points[site].columns
+        return part if columns is None else h.index_copy(-1, columns.to(h.device), part)
 
     def _edited(self, group: Group, h: Tensor) -> Tensor:
         assert self.tokens is not None and self.head is not None, "tokens are set before each pass"
-        rows, strengths = group.ready(h.device)
-        position, n = self.tokens.position.to(h.device), self.tokens.prompt_length.to(h.device)
-        touched = group.positions.mask(position[rows], n[rows], self.head.to(h.device)[rows])
-        if not bool(touched.any()) and not group.control.reads:
+        rows, strength = group.ready(h.device)
+        position, length = self.tokens.position.to(h.device)[rows], self.tokens.prompt_length.to(h.device)[rows]
+        touched = group.positions.mask(position, length, self.head.to(h.device)[rows])
+        if h.device.type == "cpu" and group.control is None and not bool(touched.any()):
             return h
         mine = h.index_select(0, rows)
-        if isinstance(group.control, Constant):
-            strength = strengths
-        else:
-            strength = self._controlled(group, rows, Tokens(self.tokens.ids.to(h.device)[rows], position[rows], n[rows]))
+        if group.control is not None:
+            read = {site: self._read[site].to(h.device).index_select(0, rows) for site in group.control.reads}
+            strength = group.controlled(read, Tokens(self.tokens.ids.to(h.device)[rows], position, length))
             touched = touched & (strength != 0).any(dim=-1)
         edited = torch.where(touched[..., None], group.edit(mine, strength), mine)
-        return edited if len(rows) == h.shape[0] and group.rows == list(range(len(rows))) else h.index_copy(0, rows, edited)
-
-    def _controlled(self, group: Group, rows: Tensor, tokens: Tokens) -> Tensor:
-        if not group.state:
-            group.state = group.control.start(len(rows), rows.device)
-        read = {site: self._read[site].to(rows.device).index_select(0, rows) for site in group.control.reads}
-        strength, group.state = group.control.strength(read, tokens, group.state)
-        return strength.expand(*tokens.ids.shape, -1)
+        return edited if group.rows == list(range(h.shape[0])) else h.index_copy(0, rows, edited)
 
 
 def refuse_compiled(model: nn.Module) -> list[str]:
     """Why a compiled model can't be steered by hooks: they would be ignored without a word."""
     if hasattr(model, "_orig_mod"):
-        return ["the model is wrapped by torch.compile, which ignores hooks added later; pass the model itself (model._orig_mod)"]
-    inside = [name or "the model" for name, m in model.named_modules() if getattr(m, "_compiled_call_impl", None) is not None]
+        return [
+            "the model is wrapped by torch.compile, which ignores hooks added later; pass the model itself (model._orig_mod)"
+        ]
+    inside = [
+        name or "the model" for name, m in model.named_modules() if getattr(m, "_compiled_call_impl", None) is not None
+    ]
     if inside:
-        return [f"{inside[0]} was compiled in place (.compile()), which ignores hooks added later; load the model without it"]
+        return [
+            f"{inside[0]} was compiled in place (.compile()), which ignores hooks added later; load the model without it"
+        ]
     return []
 
 

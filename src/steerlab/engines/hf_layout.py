@@ -9,7 +9,7 @@ the numbers are read where they arrive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,7 +86,7 @@ def _columns(
     place = 1
     while place <= max(width - 1, 1):
         digit = (number // place % BASE).float()
-        seen = arrived(module, lambda out, d=digit: d.to(out).expand_as(out).clone())
+        seen = arrived(module, _filled(digit))
         if seen is None:
             return None
         for role in Arrived._fields:
@@ -103,6 +103,10 @@ def _columns(
             return None
         columns[role[0]] = flat.long()
     return columns
+
+
+def _filled(row: Float[Tensor, " w"]) -> Callable[[Tensor], Tensor]:
+    return lambda out: row.to(out).expand_as(out).clone()
 
 
 class _Tap(TorchFunctionMode):
@@ -138,15 +142,23 @@ class _Tap(TorchFunctionMode):
 @contextmanager
 def _watching(
     attention: nn.Module, module: nn.Module | None, change: Callable[[Tensor], Tensor] | None
-) -> Iterator[_Tap]:
+) -> Generator[_Tap]:
     """Catch what `attention` multiplies, with one of its projections' outputs changed."""
     tap = _Tap()
-    hooks = [
-        attention.register_forward_pre_hook(lambda *_: setattr(tap, "inside", True)),
-        attention.register_forward_hook(lambda *_: setattr(tap, "inside", False)),
-    ]
+
+    def enter(_module: nn.Module, _args: Any) -> None:
+        tap.inside = True
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        tap.inside = False
+
+    def replaced(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+        assert change is not None
+        return change(output)
+
+    hooks = [attention.register_forward_pre_hook(enter), attention.register_forward_hook(leave)]
     if module is not None and change is not None:
-        hooks.append(module.register_forward_hook(lambda _m, _i, out: change(out)))
+        hooks.append(module.register_forward_hook(replaced))
     try:
         with tap:
             yield tap

@@ -10,7 +10,7 @@ show the expected shape is no site, and the reason is kept for the error message
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -129,7 +129,9 @@ class Anatomy:
             return point
         count = {"heads": block.heads, "q": block.heads, "neurons": point.width}.get(site.part, block.key_heads)
         if site.index >= count:
-            raise SiteError(f"the site {site} names number {site.index}, but {site.part} has {count}, 0 to {count - 1}.")
+            raise SiteError(
+                f"the site {site} names number {site.index}, but {site.part} has {count}, 0 to {count - 1}."
+            )
         size = point.width // count
         mine = torch.arange(site.index * size, (site.index + 1) * size)
         return point._replace(columns=mine if point.columns is None else point.columns[mine], width=size)
@@ -199,7 +201,7 @@ class Anatomy:
                 self._find_heads(block, attention[0], calls, layouts)
             if len(mixers) == 1:
                 self._find_neurons(block, mixers[0], calls)
-            order = [p for p in ("norm_attn", "q", "k", "v", "heads", "attn", "norm_mlp", "neurons", "mlp")]
+            order = ["norm_attn", "q", "k", "v", "heads", "attn", "norm_mlp", "neurons", "mlp"]
             block.points = {p: block.points[p] for p in order if p in block.points}
         self._inside = True
 
@@ -208,7 +210,9 @@ class Anatomy:
         norm = f"norm_{part}"
         if len(found) != 1 or not (_has_width(found[0].gave, self.width) and _has_width(found[0].read, self.width)):
             names = [c.name.rsplit(".", 1)[-1] for c in found]
-            block.absent[part] = block.absent[norm] = f"its block has {names or 'no module'} where one {part} module is expected"
+            block.absent[part] = block.absent[norm] = (
+                f"its block has {names or 'no module'} where one {part} module is expected"
+            )
             return
         call = found[0]
         block.points[part] = Point(call.module, "output", None, self.width)
@@ -222,7 +226,9 @@ class Anatomy:
         last = max(inner, key=lambda c: c.end, default=None)
         once = last is not None and sum(c.module is last.module for c in inner) == 1
         if last is None or not once or not _has_width(last.gave, self.width) or not _rows(last.read):
-            block.absent["neurons"] = "its MLP has no single down projection over all tokens (a mixture of experts has one per expert)"
+            block.absent["neurons"] = (
+                "its MLP has no single down projection over all tokens (a mixture of experts has one per expert)"
+            )
             return
         width = cast("Tensor", last.read).shape[-1]
         block.points["neurons"] = Point(last.module, "input", None, width)
@@ -250,7 +256,9 @@ class Anatomy:
         if width == layout.heads * layout.head_size:
             block.points["heads"] = Point(out.module, "input", None, width)
         else:
-            block.absent["heads"] = f"what its output projection reads (width {width}) isn't made of {layout.heads} equal heads"
+            block.absent["heads"] = (
+                f"what its output projection reads (width {width}) isn't made of {layout.heads} equal heads"
+            )
         block.heads, block.key_heads = layout.heads, layout.key_heads
         for part, (which, columns, size) in layout.roles.items():
             block.points[part] = Point(projections[which].module, "output", columns, size)
@@ -274,7 +282,7 @@ def first_tensor(*things: Any) -> Tensor | None:
 
 
 @contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Generator[None]:
     """Evaluation mode (no dropout) for the length of a call; every module's own mode is restored."""
     loud = [m for m in model.modules() if m.training]
     try:

@@ -105,6 +105,17 @@ class Renderer:
         """Ids as text, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    @property
+    def begin(self) -> int | None:
+        """The token that a text begins with, where the model has one."""
+        begin = self._tokenizer.bos_token_id
+        return begin if isinstance(begin, int) else None
+
+    def text_ids(self, text: str) -> list[int]:
+        """Plain text as ids, begun as the model's texts begin."""
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+        return ids if self.begin is None else [self.begin, *ids]
+
     def _find_close(self) -> int:
         """What the template writes after an answer, where that is one of the model's end tokens."""
         if self.template == "chat":
@@ -134,7 +145,7 @@ class Renderer:
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        except Exception as problem:  # noqa: BLE001  (a template is a program of the model's author; it may raise anything)
+        except Exception as problem:
             raise DataError(
                 f"the chat template can't write this conversation (roles {', '.join(m.role for m in messages)}): {problem}"
             ) from problem

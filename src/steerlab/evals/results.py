@@ -144,10 +144,13 @@ class Results:
             row = json.loads(Path(path).read_text(encoding="utf-8"))
             if row.pop("format") != FORMAT:
                 raise ArtefactError(f"{path} holds results of another format; expected {FORMAT}.")
-            made = {name: [_built(kind, r) for r in row.pop(name)] for name, kind in _LISTS.items()}
-            return cls(**row, **made)
+            for name, kind in _LISTS.items():
+                row[name] = [_built(kind, r) for r in row[name]]
+            return cls(**row)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise ArtefactError(f"{path} doesn't hold results that `steerlab evaluate` wrote: {problem!r}.") from problem
+            raise ArtefactError(
+                f"{path} doesn't hold results that `steerlab evaluate` wrote: {problem!r}."
+            ) from problem
 
 
 _LISTS: dict[str, type[Any]] = {

@@ -61,8 +61,6 @@ def bootstrap(clusters: Clusters, *, draws: int = 1000, seed: int = 0, level: fl
     # each fit's prompt resamples at once: [draws] means per fit, then fits within concepts, then concepts
     per_concept = np.stack([_drawn_concept(concept, draws, rng) for concept in arrays])
     pick = rng.integers(len(arrays), size=(draws, len(arrays)))
-    if len(arrays) == 1:
-        pick[:] = 0
     means = per_concept[pick, np.arange(draws)[:, None]].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(mean, float(low), float(high), n, missing)

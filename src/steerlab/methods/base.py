@@ -137,7 +137,9 @@ def same_responses(contrast: Contrast) -> tuple[list[Example], list[Example]]:
                 positive.append(replace(p, answer=answer))
                 negative.append(replace(n, answer=answer))
     if not positive:
-        raise DataError("pooling='paired' reads responses, and no example has an answer; use pooling='last', or add answers.")
+        raise DataError(
+            "pooling='paired' reads responses, and no example has an answer; use pooling='last', or add answers."
+        )
     return positive, negative
 
 
@@ -206,4 +208,3 @@ def _need_answers(examples: Sequence[Example], what: str) -> None:
             f"{what} reads responses, and {without} of {len(examples)} examples have no answer; add them, or read the"
             " prompts with pooling='last'."
         )
-

@@ -32,7 +32,9 @@ class CDAS(Interchange):
         return jensen_shannon(run.scores, run.source).mean()
 
     @classmethod
-    def published(cls, *, site: str | None = None, rank: int = 1, step: float = 0.04, epochs: int = 18, seed: int = 42) -> Self:
+    def published(
+        cls, *, site: str | None = None, rank: int = 1, step: float = 0.04, epochs: int = 18, seed: int = 42
+    ) -> Self:
         """The published recipe: random start, Adam with linear decay and renormalising, all data, the last iterate.
 
         `step` is the learning rate: .04 for 2B, .06 to .08 for larger models; the paper trains 18 epochs in batches of 8

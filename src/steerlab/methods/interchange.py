@@ -101,7 +101,9 @@ class Interchange(Method):
         if len(sites) != 1:
             raise ConfigError(f"{self.name} trains one site; got {self.site!r}. Fit one steering a site and add them.")
         if self.rank >= engine.width(sites[0]):
-            raise ConfigError(f"rank is {self.rank} at {sites[0]}, which is {engine.width(sites[0])} wide; expected less.")
+            raise ConfigError(
+                f"rank is {self.rank} at {sites[0]}, which is {engine.width(sites[0])} wide; expected less."
+            )
         return sites[0]
 
     def _share(self, contrast: Contrast) -> Share:
@@ -135,7 +137,13 @@ class Interchange(Method):
     def _given(self, site: Site) -> Float[Tensor, "r d"]:
         steering = Steering.load(self.start)
         for i in steering.interventions:
-            rows = i.edit.v[None] if isinstance(i.edit, Shift) else i.edit.q if isinstance(i.edit, Clamp | Ablate) else None
+            rows = (
+                i.edit.v[None]
+                if isinstance(i.edit, Shift)
+                else i.edit.q
+                if isinstance(i.edit, Clamp | Ablate)
+                else None
+            )
             if i.site == site and rows is not None and rows.shape[0] == self.rank:
                 return orthonormal(rows)
         raise ConfigError(
@@ -222,8 +230,12 @@ def _both_ways(positive: Example, negative: Example) -> tuple[Swap, Swap]:
     """The ordered pairs neg+pos and pos+neg, in this order, as the published loop interleaves them."""
     assert positive.answer and negative.answer  # checked before
     return (
-        Swap(negative.without_answer(), positive.without_answer(), positive.answer, negative.answer, wants_positive=True),
-        Swap(positive.without_answer(), negative.without_answer(), negative.answer, positive.answer, wants_positive=False),
+        Swap(
+            negative.without_answer(), positive.without_answer(), positive.answer, negative.answer, wants_positive=True
+        ),
+        Swap(
+            positive.without_answer(), negative.without_answer(), negative.answer, positive.answer, wants_positive=False
+        ),
     )
 
 

@@ -115,7 +115,9 @@ class Runs:
         with torch.no_grad():
             for at in range(0, len(swaps), size):
                 part = swaps[at : at + size]
-                target = torch.cat([s.scores for s in self._sources([s.source for s in part], [s.answer for s in part])])
+                target = torch.cat(
+                    [s.scores for s in self._sources([s.source for s in part], [s.answer for s in part])]
+                )
                 found = scores(part)
                 each = jensen_shannon(found, target.to(found.device))
                 total, count = total + float(each.sum()), count + len(each)

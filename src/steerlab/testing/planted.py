@@ -7,7 +7,7 @@ one fixed phrase, any other with another. A method that finds what makes the dif
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -30,7 +30,8 @@ def engine() -> HFEngine:
     from ..engines.hf import HFEngine
 
     torch.manual_seed(0)
-    config = LlamaConfig(**{**tiny.GATED, "num_hidden_layers": 2, "hidden_size": 48, "tie_word_embeddings": True})
+    sizes: dict[str, Any] = {**tiny.GATED, "num_hidden_layers": 2, "hidden_size": 48, "tie_word_embeddings": True}
+    config: Any = LlamaConfig.from_dict(sizes)
     model = LlamaForCausalLM(config)
     built = HFEngine(model.eval(), tiny.tokenizer(), name="planted")
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +56,9 @@ def pairs(generator: torch.Generator, n: int) -> tuple[list[Example], list[Examp
     positive: list[Example] = []
     negative: list[Example] = []
     for _ in range(n):
-        words = [w for w in tiny.words(generator, int(torch.randint(4, 9, (1,), generator=generator))).split() if w != KEY]
+        words = [
+            w for w in tiny.words(generator, int(torch.randint(4, 9, (1,), generator=generator))).split() if w != KEY
+        ]
         at = int(torch.randint(len(words) + 1, (1,), generator=generator))
         positive.append(Example.ask(" ".join([*words[:at], KEY, *words[at:]]), WITH))
         negative.append(Example.ask(" ".join(words), WITHOUT))

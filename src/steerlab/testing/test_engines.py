@@ -39,7 +39,9 @@ def cases(full: bool) -> list[tuple[str, str, str, str]]:
     k, m = cycle(kinds), cycle(masks)
     if full:
         places = [(a, p, k, next(m)) for a in tiny.ARCHITECTURES for p in PARTS for k in kinds if (a, p) not in ABSENT]
-        return list(dict.fromkeys([*places, *((a, "resid", k, m) for a in tiny.ARCHITECTURES for k in kinds for m in masks)]))
+        return list(
+            dict.fromkeys([*places, *((a, "resid", k, m) for a in tiny.ARCHITECTURES for k in kinds for m in masks)])
+        )
     return [(a, p, next(k), next(m)) for a in tiny.ARCHITECTURES for p in PARTS if (a, p) not in ABSENT]
 
 
@@ -214,7 +216,10 @@ def test_heads_are_slices(architecture):
     assert size * 4 == engine.width(whole)
     steering = Steering((Intervention(one, Shift(torch.ones(size)), ALL),))
     examples = [Example.ask(prompts()[0])]
-    delta = engine.capture(examples, [whole], ALL, steering)[whole].values - engine.capture(examples, [whole], ALL)[whole].values
+    delta = (
+        engine.capture(examples, [whole], ALL, steering)[whole].values
+        - engine.capture(examples, [whole], ALL)[whole].values
+    )
     torch.testing.assert_close(delta[:, size : 2 * size], torch.ones(len(delta), size))
     assert not delta[:, :size].any()
     assert not delta[:, 2 * size :].any()
@@ -410,7 +415,9 @@ def test_many_steerings_in_one_batch_are_each_alone():
     generator = torch.Generator().manual_seed(0)
     kinds = list(edits.kinds().values())
     under = [
-        Steering(tuple(Intervention(Site(layer), kinds[(n + layer) % len(kinds)].random(32, generator)) for layer in (2, 0)))
+        Steering(
+            tuple(Intervention(Site(layer), kinds[(n + layer) % len(kinds)].random(32, generator)) for layer in (2, 0))
+        )
         for n in range(12)
     ]
     examples = [Example.ask(tiny.words(generator, 2 + n), "w1 w2") for n in range(12)]
@@ -483,3 +490,22 @@ def test_the_same_model_in_another_dtype_is_the_same_model():
     full, half = tiny.engine("llama"), tiny.engine("llama", dtype="bfloat16")
     assert same_model(full.fingerprint, half.fingerprint)
     assert not same_model(full.fingerprint, tiny.engine("qwen2").fingerprint)
+
+
+def test_a_slice_and_the_whole_are_edited_in_list_order_and_collected_afterwards(architecture):
+    engine = tiny.engine(architecture)
+    whole, one = Site(1, "heads"), Site(1, "heads", 1)
+    d, size = engine.width(whole), engine.width(one)
+    generator = torch.Generator().manual_seed(0)
+    clamp, shift = Clamp.random(d, generator), Shift(torch.ones(size))
+    examples = [Example.ask(t) for t in prompts()]
+    plain = engine.capture(examples, [whole], ALL)[whole].values
+
+    def shifted(h):
+        return torch.cat([h[:, :size], h[:, size : 2 * size] + 1, h[:, 2 * size :]], dim=1)
+
+    parts = (Intervention(one, shift, ALL), Intervention(whole, clamp, ALL))
+    for order, wanted in ((parts, clamp(shifted(plain))), (parts[::-1], shifted(clamp(plain)))):
+        got = engine.capture(examples, [whole, one], ALL, Steering(order))
+        torch.testing.assert_close(got[whole].values, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got[one].values, wanted[:, size : 2 * size], rtol=1e-4, atol=1e-4)

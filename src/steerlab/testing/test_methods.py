@@ -110,7 +110,9 @@ def test_saved_and_loaded_it_gives_identical_logits(method_name, tmp_path):
     assert again.digest == steering.digest
     assert again.meta == steering.meta
     positive, negative = planted.pairs(torch.Generator().manual_seed(3), 4)
-    for a, b in zip(engine.logits(positive + negative, steering), engine.logits(positive + negative, again), strict=True):
+    for a, b in zip(
+        engine.logits(positive + negative, steering), engine.logits(positive + negative, again), strict=True
+    ):
         assert torch.equal(a, b)
 
 

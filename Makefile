@@ -1,0 +1,41 @@
+# make demo   sets up and runs the main job on the built-in model
+# make test   sets up and passes the tests
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+# spinning OpenMP threads make parallel jobs collapse on few cores
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help setup demo test test-all mutants lint format readme bench-pilot table layers stories clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## the virtual environment, with what the tests need
+	@PYTHON=$(or $(PYTHON),python3) tools/setup $(VENV) test
+
+demo: setup  ## the main job on the built-in model: fit, steer both ways, measure, report (minutes)
+	@$(BIN)/steerlab demo --out runs/demo
+
+test: setup  ## the whole suite, pairwise over architectures, parts and edits
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-all: setup  ## the same with the full product (many minutes)
+	@time OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --full
+
+mutants: setup  ## break ten things on purpose and see that the laws catch each
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
+
+lint: setup  ## ruff, pyright (strict on src), import-linter
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/lint-imports --no-cache
+
+format: setup  ## ruff's formatter
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean:  ## remove the environment and what runs have left
+	rm -rf $(VENV) runs
