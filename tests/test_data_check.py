@@ -97,7 +97,7 @@ def plant(name: str) -> Contrast:
         "neutral leak": lambda: replace(c, neutral=(Example.ask(p[0].instruction.upper()),)),
         "split leak": lambda: with_rows(c, "positive", {0: replace(p[0], family="another")}),
         "families": lambda: with_rows(c, "positive", {0: replace(p[0], family=None)}),
-        "one family": lambda: replace(c, positive=(*(replace(e, family="f") for e in p[:60]), *p[60:]), negative=n[:40]),
+        "one family": lambda: replace(c, positive=tuple(replace(e, family="f") for e in p[:60]), negative=n[:40]),
         "class imbalance": lambda: replace(c, negative=n[:30]),
         "few rows": lambda: replace(c, positive=p[:12], negative=n[:12]),
         "empty answers": lambda: with_rows(c, "negative", {2: replace(n[2], answer=" \n")}),

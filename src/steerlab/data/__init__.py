@@ -17,13 +17,15 @@ from ..contrast import Contrast
 from ..errors import DataError
 from .check import CheckOptions, CheckReport, Finding, check
 from .examples import Concept
+from .make import Made, MakeReport, make
 from .readers.base import Reader
 from .readers.jsonl import write
+from .requests import MakeOptions
 from .rows import Found, absent, look
 
 __all__ = [
-    "CheckOptions", "CheckReport", "Concept", "Finding", "Layout", "Reader",
-    "check", "concepts", "layouts", "read", "write",
+    "CheckOptions", "CheckReport", "Concept", "Finding", "Layout", "Made", "MakeOptions", "MakeReport", "Reader",
+    "check", "concepts", "layouts", "make", "read", "write",
 ]  # fmt: skip
 
 _FOLDER = "data.readers"

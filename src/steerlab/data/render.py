@@ -1,10 +1,11 @@
-"""A check's report as tables for a terminal."""
+"""What a check found, and what a making kept, as tables for a terminal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from .check import CheckReport, Lengths
+from .make import MakeReport
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,6 +34,28 @@ def table(report: CheckReport) -> RenderableType:
         parts.append(_findings(report))
     parts.append(Text(verdict, style=style))
     return Group(*parts)
+
+
+def made(report: MakeReport) -> RenderableType:
+    """A making's report as something that rich prints: the requests with what they brought, and what was dropped."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    requests = Table(title="requests for the concept", title_justify="left")
+    for name in ("request", "asked", "kept"):
+        requests.add_column(name, justify="left" if name == "request" else "right")
+    for r in report.requests:
+        requests.add_row(Text(" ".join(r.template.split())), str(r.asked), str(r.kept))
+    dropped = Table(title="dropped", title_justify="left", show_lines=True)
+    for name in ("why", "instructions", "for example"):
+        dropped.add_column(name, justify="right" if name == "instructions" else "left")
+    for d in report.dropped:
+        dropped.add_row(Text(d.reason), str(d.count), Text(d.example))
+    told = f"{report.told()} · {report.retried} asked again · {report.cut} answers cut at their greatest length"
+    return Group(
+        requests, *([dropped] if report.dropped else []), Text(told, style="yellow" if report.short else "green")
+    )
 
 
 def _classes(report: CheckReport) -> Table:

@@ -215,15 +215,17 @@ def _csv(found: Found) -> Iterator[Row]:
     delimiter = max("\t;,", key=first.count) if any(c in first for c in "\t;,") else ","
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     header: list[str] | None = None
+    start, end = 1, 0  # the lines of the row: a quoted cell may hold line breaks
     try:
         for cells in reader:
+            start, end = end + 1, reader.line_num
             if not any(cell.strip() for cell in cells):
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
-                _unique(header, f"{found.given}, line {reader.line_num}")
+                _unique(header, f"{found.given}, line {start}")
                 continue
-            where = f"line {reader.line_num}"
+            where = f"line {start}"
             if len(cells) != len(header):
                 more = "more" if len(cells) > len(header) else "fewer"
                 raise DataError(
@@ -234,7 +236,7 @@ def _csv(found: Found) -> Iterator[Row]:
             yield Row(where, dict(zip(header, cells, strict=True)))
     except csv.Error as problem:
         raise DataError(
-            f"{found.given}, line {reader.line_num} is not valid CSV: {problem}. A quote that is opened and never"
+            f"{found.given}, line {end + 1} is not valid CSV: {problem}. A quote that is opened and never"
             " closed is"
             ' the usual reason; write a quote inside a quoted text twice ("").'
         ) from problem
