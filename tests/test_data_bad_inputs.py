@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steerlab import data
 from steerlab.contrast import Contrast
@@ -180,6 +184,9 @@ FILES: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
         "a.csv", "input,output_concept,category\na,calm,positive\n",
         ("'output' is missing",),
     ),
+    "objects within objects without end": (
+        "a.jsonl", '{"positive": ' + "[" * 100_000 + "\n", ("line 1 is not valid JSON", "recursion"),
+    ),
     "a text file alone": ("a.txt", "one\ntwo\n", ("is plain text", "positive.txt:negative.txt")),
 }  # fmt: skip
 
@@ -210,6 +217,47 @@ def test_a_bad_file_gets_a_sentence(tmp_path: Path, case: str) -> None:
     message = refused(path)
     says(message, *words)
     assert name in message
+
+
+HOLDS = [held.encode() if isinstance(held, str) else held for _, held, _ in FILES.values()]
+PIECES = [
+    b"null",
+    b"1e999",
+    b"[",
+    b"}",
+    b'"',
+    b",",
+    b"\n",
+    b"\r",
+    b"\x00",
+    b"\xff",
+    b"\\ud83d",
+    b'"label"',
+    b"[]",
+    b";",
+]
+
+
+@given(
+    st.sampled_from([h for h in HOLDS if len(h) < 1000]),
+    st.lists(
+        st.tuples(st.integers(0, 300), st.integers(0, 5), st.sampled_from(PIECES) | st.binary(max_size=4)), max_size=4
+    ),
+    st.sampled_from(["a.jsonl", "a.csv", "a.json", "a.parquet", "a.txt", "a"]),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused(
+    held: bytes, changes: list[tuple[int, int, bytes]], name: str
+) -> None:
+    for place, cut, piece in changes:
+        held = held[:place] + piece + held[place + cut :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(held)
+        with contextlib.suppress(DataError):
+            data.check(data.read(path))
+        with contextlib.suppress(DataError):
+            data.concepts(path)
+        assert [p.name for p in Path(folder).iterdir()] == [name]
 
 
 def test_a_file_that_is_not_there_has_a_near_name(tmp_path: Path) -> None:

@@ -377,5 +377,19 @@ def test_a_real_model_answers_both_sides(tmp_path: Path) -> None:
     assert "512" in longer.dropped[0].example
 
 
+def test_the_pilot_answers_both_sides() -> None:
+    import steerlab.pilot
+
+    if not [*Path(steerlab.pilot.__path__[0]).rglob("*.safetensors")]:
+        pytest.skip("the pilot's weights are not there yet (steerlab pilot train)")
+    from steerlab.engines.hf import HFEngine
+
+    asks = ["Describe a kitchen.", "Tell me about a bridge.", "Write about a garden.", "Describe a market."]
+    made = make(HFEngine.load("pilot"), "the sea", asks, options=MakeOptions(pairs=4, max_new_tokens=32))
+    report = made.report
+    assert report.given == report.made + sum(d.count for d in report.dropped) + report.unused
+    assert len(made.contrast.pairs) == report.made
+
+
 def vars_of(options: MakeOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in options.__dataclass_fields__}

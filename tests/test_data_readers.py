@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from steerlab import data
+from steerlab import data, plugins
 from steerlab.contrast import Contrast, Example, Message
+from steerlab.data.readers.base import Reader
+from steerlab.data.rows import Found
 from steerlab.errors import DataError
 
 HERE = Path(__file__).resolve().parent
@@ -409,6 +413,42 @@ def test_every_layout_says_what_it_is_for() -> None:
     known = data.layouts()
     assert [layout.name for layout in known] == ["axbench", "cdas", "csv", "jsonl", "parquet", "persona", "text"]
     assert all(layout.what and layout.expects for layout in known)
+
+
+class Shouting(Reader):
+    """A layout of somebody else's: every line a positive prompt, and the same in small letters a negative one."""
+
+    what = "capital letters"
+    expects = "SHOUTING, one prompt per line"
+
+    def recognises(self, found: Found) -> bool:
+        return found.path.suffix == ".loud"
+
+    def read(self, found: Found, *, concept: str | None = None) -> Contrast:
+        texts = found.path.read_text().split()
+        sides = (tuple(map(Example.ask, texts)), tuple(Example.ask(t.lower()) for t in texts))
+        return Contrast(*sides, paired=True, concept=concept or "loud")
+
+
+@pytest.fixture
+def plugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The layout `shouting`, as an entry point of the group steerlab.readers."""
+    entry = EntryPoint("shouting", f"{__name__}:Shouting", "steerlab.readers")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Shouting)
+    monkeypatch.setattr(plugins, "_entries", lambda folder: {"shouting": entry} if folder == "data.readers" else {})
+    for cached in (plugins.names, plugins.load):
+        cached.cache_clear()
+    yield
+    for cached in (plugins.names, plugins.load):
+        cached.cache_clear()
+
+
+def test_a_layout_of_somebody_else_is_recognised_and_can_be_named(plugged: None, tmp_path: Path) -> None:
+    path = tmp_path / "a.loud"
+    path.write_text("HEY YOU")
+    assert [p.instruction for p in data.read(path).positive] == ["HEY", "YOU"]
+    assert data.read(path, layout="shouting").concept == "loud"
+    assert "shouting" in [layout.name for layout in data.layouts()]
 
 
 def test_reading_loads_neither_torch_nor_pyarrow() -> None:

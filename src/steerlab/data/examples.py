@@ -73,16 +73,6 @@ def text_of(values: Mapping[str, Any], column: str, found: Found, where: str) ->
             f"{found.given}, {where}: {column!r} is {value!r}, a missing value that was written as text; expected text."
             " Fill it in, or leave the row out."
         )
-    return whole_text(value, found, f"{where}: {column!r}")
-
-
-def whole_text(value: str, found: Found, where: str) -> str:
-    """The text, once it is sure that it can be written again. Raises `DataError` for half a character."""
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise DataError(
-            f"{found.given}, {where} holds half of a surrogate pair, which is no character (\\ud83d without its second"
-            " half, say); expected whole characters. The text was cut or escaped wrongly; write it again."
-        )
     return value
 
 
@@ -210,16 +200,13 @@ def _messages(row: Mapping[str, Any], system: Any, found: Found, where: str) -> 
         raise DataError(
             f"{found.given}, {where}: an example has 'system' beside a list of messages; put it into the list."
         )
-    messages = Example.from_json({"messages": value}).messages
-    for message in messages:
-        whole_text(message.content, found, where)
-    return messages
+    return Example.from_json({"messages": value}).messages
 
 
 def _optional_text(row: Mapping[str, Any], key: str, found: Found, where: str) -> str | None:
     value = row.get(key)
     if value is None or isinstance(value, str):
-        return None if value is None else whole_text(value, found, f"{where}: {key!r}")
+        return value
     raise DataError(
         f"{found.given}, {where}: {key!r} is {type(value).__name__} ({str(value)[:40]}); expected text, or nothing."
     )
@@ -240,7 +227,6 @@ def _tags(value: Any, found: Found, where: str) -> dict[str, str]:
             raise DataError(
                 f"{found.given}, {where}: 'tags' is {str(value)[:60]}; expected an object whose values are text."
             )
-        whole_text(key + tag, found, f"{where}: 'tags'")
     return dict(tags)
 
 

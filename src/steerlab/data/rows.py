@@ -138,6 +138,27 @@ def lines(path: Path, *, newline: str = "\n") -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def parse(text: str, found: Found, where: str = "") -> Any:
+    """The JSON value of a text. Raises `DataError` with the line, also for what Python lets pass and JSON doesn't.
+
+    That is NaN, a key twice, and half of a surrogate pair, which is no character and can't be written again.
+    """
+    try:
+        value = json.loads(text, parse_constant=_not_a_number, object_pairs_hook=_distinct)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        raise DataError(
+            f"{found.given}{where and f', {where}'} holds half of a surrogate pair (\\ud83d without its second half,"
+            " say); expected whole characters. The text was cut or escaped wrongly; write it again."
+        ) from problem
+    except (json.JSONDecodeError, RecursionError, _NotAllowed) as problem:
+        if not where:
+            where = f"line {problem.lineno}" if isinstance(problem, json.JSONDecodeError) else "the list"
+        raise DataError(_not_json(found, where, text, problem)) from problem
+    return value
+
+
 def arrow() -> Any:
     """pyarrow.parquet. Raises `DataError` that says what to install where it is missing."""
     try:
@@ -189,20 +210,11 @@ def _jsonl(found: Found) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"line {number}"
-        try:
-            value = _parsed(line)
-        except (json.JSONDecodeError, RecursionError, _NotAllowed) as problem:
-            raise DataError(_not_json(found, where, line, problem)) from problem
-        yield Row(where, _object(value, found, where))
+        yield Row(where, _object(parse(line, found, where), found, where))
 
 
 def _json(found: Found) -> Iterator[Row]:
-    text = "".join(line for _, line in lines(found.path))
-    try:
-        value = _parsed(text)
-    except (json.JSONDecodeError, RecursionError, _NotAllowed) as problem:
-        where = f"line {problem.lineno}" if isinstance(problem, json.JSONDecodeError) else "the list"
-        raise DataError(_not_json(found, where, text, problem)) from problem
+    value = parse("".join(line for _, line in lines(found.path)), found)
     if not isinstance(value, list):
         raise DataError(f"{found.given} holds {type(value).__name__}; expected a list of objects.")
     for number, item in enumerate(cast("list[Any]", value), 1):
@@ -259,10 +271,6 @@ def _parquet(found: Found, columns: Sequence[str] | None) -> Iterator[Row]:
 
 class _NotAllowed(ValueError):
     """What Python's parser lets pass and JSON doesn't: NaN, or a key twice."""
-
-
-def _parsed(text: str) -> Any:
-    return json.loads(text, parse_constant=_not_a_number, object_pairs_hook=_distinct)
 
 
 def _not_a_number(text: str) -> float:

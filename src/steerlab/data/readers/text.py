@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 from ...contrast import Contrast, Example
 from ...errors import DataError
-from ..examples import blank, both, named, whole_text
-from ..rows import Found, absent, lines, look, rows
+from ..examples import blank, both, named
+from ..rows import Found, absent, lines, look, parse, rows
 from .base import Reader
 
 _COUPLES = (("positive.txt", "negative.txt"), ("pos.txt", "neg.txt"))
@@ -94,20 +94,14 @@ def _examples(path: Path) -> list[Example]:
         raise DataError(
             f"{path} is {found.told()}; expected plain text, one example per line. Name its own layout instead."
         )
-    texts = ((number, line.strip()) for number, line in lines(path))
-    return [Example.ask(whole_text(text, found, f"line {number}")) for number, text in texts if text]
+    texts = (line.strip() for _, line in lines(path))
+    return [Example.ask(text) for text in texts if text]
 
 
 def _strings(path: Path) -> list[str]:
     """A JSON list of plain strings."""
-    import json
-
     found = Found(str(path), path, "json")
-    text = "".join(line for _, line in lines(path))
-    try:
-        value: Any = json.loads(text)
-    except ValueError as problem:
-        raise DataError(f"{path} is not valid JSON: {problem}.") from problem
+    value: Any = parse("".join(line for _, line in lines(path)), found)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in cast("list[Any]", value)):
         first = next(rows(found), None)
         told = "no list" if first is None else f"a list of objects ({', '.join(first.values)})"
