@@ -1,7 +1,7 @@
 """steerlab: fit, apply, measure and ship interventions inside language models.
 
 >>> import steerlab as sl
->>> engine = sl.HFEngine.load("pilot")                      # doctest: +SKIP
+>>> engine = sl.load("pilot")                                # doctest: +SKIP
 >>> steering = sl.method("cdas").fit(engine, sl.Contrast.read("formal.jsonl"))  # doctest: +SKIP
 >>> engine.generate(["Describe a kitchen."], steering.scaled(-1))              # doctest: +SKIP
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from .judges.base import Judge, Score
+    from .load import load
     from .methods.base import Method, method
     from .positions import (
         ALL,
@@ -73,6 +74,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "judges.base": ("Judge", "Score"),
+    "load": ("load",),
     "methods.base": ("Method", "method"),
     "positions": (
         "ALL", "DECODING", "GENERATED", "LAST_PROMPT", "NOT_TEMPLATE", "PROMPT", "Positions", "Window", "first", "last",
@@ -88,7 +90,7 @@ __all__ = [  # noqa: RUF022  (sorted, version last)
     "DataError", "Edit", "EditError", "Example", "Gate", "HFEngine", "Intervention", "Judge", "JudgeError", "Message",
     "Meta", "Method", "OneSided", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling",
     "Scale", "Score", "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "UnsupportedError",
-    "Window", "first", "last", "method", "__version__",
+    "Window", "first", "last", "load", "method", "__version__",
 ]  # fmt: skip
 
 

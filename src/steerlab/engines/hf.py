@@ -99,11 +99,12 @@ class HFEngine(Trainable):
         device: str | None = None,
         template: Template = "chat",
         batch_size: int = 32,
+        label: str | None = None,
     ) -> Self:
-        """A model by its name on the hub or its folder, in evaluation mode; `pilot` is the built-in one.
+        """A model by its name on the hub or its folder, in evaluation mode (`steerlab.load` knows the built-in ones).
 
-        `device` is cpu, cuda, …, or "auto" to spread it over what there is (needs accelerate). Raises `ArtefactError`
-        where it can't be loaded.
+        `label` is what the engine calls it. `device` is cpu, cuda, …, or "auto" to spread it over what there is (needs
+        accelerate). Raises `ArtefactError` where it can't be loaded.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -120,7 +121,7 @@ class HFEngine(Trainable):
             ) from problem
         if device not in (None, "auto"):
             cast("nn.Module", model).to(torch.device(device))
-        return cls(model.eval(), tokenizer, template=template, batch_size=batch_size, name=name)
+        return cls(model.eval(), tokenizer, template=template, batch_size=batch_size, name=label or name)
 
     # --- what it is -------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ..positions import Positions
 from ..sites import Site
 from ..steering import Steering
 from .base import EditFunction
-from .hf_sites import Anatomy, Point, Side
+from .hf_sites import Anatomy, Side
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -36,7 +36,9 @@ class PilotSuite(Suite):
     def engine(self) -> Trainable:
         from ..engines.hf import HFEngine
 
-        return HFEngine.load(str(pilot.folder(self.variant)), batch_size=self.batch_size, name=self.variant)
+        return HFEngine.load(
+            str(pilot.folder(self.variant)), dtype="float32", batch_size=self.batch_size, label=self.variant
+        )
 
     def tasks(self) -> tuple[Task, ...]:
         concepts = (Task(c.name, c.genre, "concepts") for c in pilot.concepts(self.variant))

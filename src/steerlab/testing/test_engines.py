@@ -161,13 +161,14 @@ def test_the_edit_is_the_edit(case):
 
 # --- sites ------------------------------------------------------------------------------------------------------------------
 
-BY_NAME = {  # what a person who knows the architectures would have hooked: module below the block, side, slice
-    "llama": ("self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+BY_NAME = {  # what a person who knows the architectures would have hooked: module below the block, or a third of one
+    "llama": ("self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", *QKV),
     "gpt2": ("attn.c_proj", "mlp.c_proj", "attn", "mlp", ("attn.c_attn", 0), ("attn.c_attn", 1), ("attn.c_attn", 2)),
     "falcon": ("self_attention.dense", "mlp.dense_4h_to_h", "self_attention", "mlp", None, None, None),
     "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h", "attention", "mlp", None, None, None),
     "phi3": ("self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", None, None, None),
-    "mixtral": ("self_attn.o_proj", None, "self_attn", "mlp", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mixtral": ("self_attn.o_proj", None, "self_attn", "mlp", *QKV),
 }  # fmt: skip
 for _like_llama in ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2"):
     BY_NAME[_like_llama] = BY_NAME["llama"]

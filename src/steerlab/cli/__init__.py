@@ -1,0 +1,68 @@
+"""The command line. Verbs are functions; flags of a method are the fields of its dataclass.
+
+Nothing heavy is imported until a verb runs, so that `steerlab --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..errors import SteerlabError
+from ..version import __version__
+
+app = typer.Typer(
+    name="steerlab",
+    help="Fit, apply, measure and ship interventions inside language models: turn a behaviour up or down, and know what"
+    " it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"steerlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def steerlab(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Turn a behaviour of a language model up or down, and know what it cost."""
+
+
+def _assemble(words: list[str]) -> None:
+    """Add the verbs. The methods' flags need their dataclasses, and are only built where `fit` is called."""
+    from . import data, demo, evaluate, fit, generate, pilot, show
+
+    app.command("demo")(demo.demo)
+    if words[:1] == ["fit"]:
+        app.add_typer(fit.group(words[1:]), name="fit")
+    else:
+        app.command("fit", help=fit.HELP)(fit.placeholder)
+    app.command("generate")(generate.generate)
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("show")(show.show)
+    app.add_typer(data.app, name="data")
+    app.add_typer(pilot.app, name="pilot")
+
+
+def main() -> None:
+    """The entry point: 0 is well, 1 something was found amiss, 2 a mistake in what was given, 130 interrupted."""
+    _assemble(sys.argv[1:])
+    try:
+        app()
+    except SteerlabError as problem:
+        typer.secho(f"error: {problem}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; finished parts are kept, nothing is half-written.", fg="yellow", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has gone (`| head`)
+        sys.stderr.close()
+        sys.exit(0)

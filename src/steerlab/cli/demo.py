@@ -1,0 +1,56 @@
+"""`steerlab demo`: the main job from end to end on the built-in model, in a few minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import say, took
+
+CONCEPTS = ("pirate", "sea")
+SHOWN = ("pirate", "Describe a kitchen to a friend.")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where steerings, report and figures are written.")] = Path("runs/demo"),
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
+) -> None:  # fmt: skip
+    """Fit CDAS on contrast data, steer both ways, measure effect beside cost, and write a report."""
+    from .. import pilot, progress
+    from ..engines.base import Sampling
+    from ..evals.measure import Amounts
+    from ..evals.unit import ArmPlan, Plan
+    from ..load import load
+    from ..meter import Meter
+    from ..methods.base import method
+    from ..pilot.suite import PilotSuite
+    from .evaluate import measured, printed
+    from .generate import side_by_side
+    from .show import drawn
+
+    concept, prompt = SHOWN
+    with Meter() as meter, progress.shown():
+        engine = load("pilot")
+        say(f"1. fit: CDAS on 64 pairs of {concept!r} talk")
+        steering = method("cdas").fit(engine, pilot.contrast(concept, n=64, seed=0))
+        path = out / f"{concept}.safetensors"
+        steering.save(path)
+    drawn(steering, path)
+    took(meter)
+
+    say("\n2. steer: one prompt, both ways")
+    strengths = (-1.0, 0.0, 1.0, 1.5)
+    for text in (prompt, f"{prompt} {pilot.request(concept, seed=1)}"):
+        replies = engine.generate([text] * 4, [steering.scaled(s) for s in strengths], Sampling(64))
+        side_by_side(text, strengths, replies)
+
+    say("\n3. measure: effect and cost of four arms on refusal and two concepts, three fits each")
+    plan = Plan(
+        arms=tuple(ArmPlan(n, n) for n in ("cdas", "diff_means", "random", "prompt")),
+        tasks=("refusal", *CONCEPTS), seeds=(0, 1, 2), dev=Amounts(10, 40, 4, 0, 56), test=Amounts(16, 60, 8, 8, 56),
+    )  # fmt: skip
+    results = measured(PilotSuite(), plan, out, workers=workers, title="The demonstration: refusal and two concepts")
+    printed(results)
+    say(f"\nopen {out / 'report.html'} in a browser; the steering is {path}")

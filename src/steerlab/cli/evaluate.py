@@ -1,0 +1,203 @@
+"""`steerlab evaluate`: what steerings do and what they cost, as a table, a report and JSON."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import BatchSize, Config, Json, Model, TemplateOption, console, dump, say, took
+
+if TYPE_CHECKING:
+    from ..evals.results import Results, Row
+    from ..evals.suite import Suite
+    from ..evals.unit import ArmPlan, Plan
+
+ALWAYS = ("random", "prompt")  # beside every method, as is the unsteered model
+BAD = "it is written NAME=METHOD,key=value,... (cdas4=cdas,rank=4), or just METHOD"
+
+
+def evaluate(
+    steering: Annotated[list[Path] | None, typer.Argument(help="Saved steerings to measure beside the methods.")] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="A behaviour of the pilot, may be repeated.  [default: all]")] = None,
+    arm: Annotated[list[str] | None, typer.Option("--arm", "-a", help="METHOD, or NAME=METHOD,key=value; may be repeated.  [default: cdas, diff_means]")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Your own contrast data instead of the pilot's tasks.")] = None,
+    rule: Annotated[str | None, typer.Option(help="What tells the behaviour in your data: words:a,b or regex:...")] = None,
+    neutral: Annotated[str | None, typer.Option(help="JSON Lines of unrelated prompts with answers, for KL.")] = None,
+    items: Annotated[str | None, typer.Option(help="JSON Lines of capability items with the tag 'right'.")] = None,
+    text: Annotated[str | None, typer.Option(help="Held-out text, for perplexity.")] = None,
+    layout: Annotated[str | None, typer.Option(help="The data's layout, where it isn't recognised.")] = None,
+    concept: Annotated[str | None, typer.Option(help="Which concept, where the data holds several.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fits of each arm, pairs and prompts drawn anew.")] = 3,
+    strengths: Annotated[list[float] | None, typer.Option(help="Sizes tried with both signs.  [default: 0.5, 1, 1.5, 2]")] = None,
+    site: Annotated[str | None, typer.Option(help="Site of every arm that names none.  [default: the middle block]")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Profile every layer on dev first, and use the best.")] = False,
+    budget: Annotated[float, typer.Option(help="Share of capability items that may be lost when choosing a strength.")] = 0.10,
+    prompts: Annotated[int, typer.Option(min=2, help="Test prompts per fit and direction.")] = 24,
+    capability: Annotated[int, typer.Option(min=0, help="Capability items per fit.")] = 100,
+    tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 64,
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs to fit on, from the pilot's corpus.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = os.cpu_count() or 1,
+    model: Model = "pilot",
+    template: TemplateOption = "chat",
+    batch_size: BatchSize = 64,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; the same folder goes on where it was.")] = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:  # fmt: skip
+    """Measure effect and cost of methods or saved steerings: dev chooses the strength, test reports it.
+
+    The unsteered model, a random direction and the prompt are always beside. Writes report.html and results.json.
+    """
+    from ..evals.measure import Amounts
+    from ..evals.unit import ArmPlan, Plan
+
+    suite = _suite(model, template, batch_size, pairs, data, rule, neutral, items, text, layout, concept)
+    named = [parse_arm(a) for a in (arm or ([] if steering else ["cdas", "diff_means"]))]
+    named += [ArmPlan(p.stem, file=str(p)) for p in steering or ()]
+    named += [ArmPlan(n, n) for n in ALWAYS if n not in {a.name for a in named}]
+    plan = Plan(
+        arms=tuple(named), tasks=tuple(task or [t.name for t in suite.tasks()]), seeds=tuple(range(seeds)),
+        strengths=tuple(strengths or (0.5, 1.0, 1.5, 2.0)), site=site, budget=budget,
+        dev=Amounts(max(2, prompts * 2 // 3), capability * 3 // 5, 4, 0, tokens),
+        test=Amounts(prompts, capability, 16, 16, tokens),
+    )  # fmt: skip
+    folder = out or Path("runs") / datetime.now(UTC).strftime("evaluate-%Y%m%d-%H%M%S")
+    results = measured(
+        suite, plan, folder, workers=workers, layers=layers, title="What steering does and what it costs"
+    )
+    if json:
+        dump([_flat(row) for row in results.table])
+    else:
+        printed(results)
+    say(f"wrote {folder / 'report.html'} and {folder / 'results.json'}")
+
+
+def measured(
+    suite: Suite, plan: Plan, folder: Path, *, workers: int, layers: bool = False, title: str, notes: Sequence[str] = ()
+) -> Results:
+    """Run an evaluation, write its report and its JSON, and say what it took."""
+    from dataclasses import replace
+
+    from .. import progress
+    from ..evals import report
+    from ..evals.layers import choose_layer, profile
+    from ..evals.run import run
+    from ..evals.summarise import summarise
+    from ..meter import Meter
+
+    found: list[Any] = []
+    with Meter() as meter, progress.shown():
+        engine = suite.engine()
+        if layers:
+            every = run(suite, plan, folder, workers=workers, layers=range(engine.depth))
+            best, _ = choose_layer(every, plan.budget)
+            found, plan = profile(plan, every), replace(plan, site=str(best))
+            notes = [*notes, f"site: block {best}, chosen on dev among {engine.depth} blocks for all arms and tasks"]
+        units = run(suite, plan, folder, workers=workers)
+    told = meter.figures() | {
+        "units": len(units),
+        "fit_and_measure_seconds": round(sum(u["meter"]["seconds"] for u in units), 1),
+    }
+    results = summarise(suite, plan, units, engine, run=folder.name, title=title, meter=told, layers=found, notes=notes)
+    results.save(folder / "results.json")
+    report.write(results, folder / "report.html")
+    took(meter)
+    return results
+
+
+def parse_arm(text: str) -> ArmPlan:
+    """An arm from `NAME=METHOD,key=value`. Raises `ConfigError`."""
+    import yaml
+
+    from .. import config, plugins
+    from ..errors import ConfigError
+    from ..evals.unit import ArmPlan
+
+    head, *rest = text.split(",")
+    name, _, method = head.partition("=")
+    method = (method or name).replace("-", "_")
+    settings: dict[str, Any] = {}
+    for piece in rest:
+        key, equals, value = piece.partition("=")
+        if not equals:
+            raise ConfigError(f"the arm {text!r} has the piece {piece!r}; {BAD}.")
+        settings[key.strip()] = yaml.safe_load(value)
+    config.build(plugins.load(method), settings, where=f"the arm {text!r}")
+    return ArmPlan(name, method, settings)
+
+
+def printed(results: Results) -> None:
+    """The table, for a terminal."""
+    from rich.table import Table
+
+    groups = list(dict.fromkeys(row.group for row in results.table))
+    for group in groups:
+        table = Table(title=f"{group}: share of replies [95 % interval]", title_justify="left", header_style="bold")
+        for name in (
+            "arm",
+            "direction",
+            "strength",
+            "effect",
+            "joint success",
+            "capability lost",
+            "KL",
+            "perplexity ×",
+            "n",
+        ):
+            table.add_column(name, justify="left" if name in ("arm", "direction") else "right")
+        for row in results.table:
+            if row.group == group:
+                table.add_row(*_cells(row))
+        console().print(table)
+
+
+def _cells(row: Row) -> list[str]:
+    setting = "" if row.arm == "unsteered" else f" ({row.setting})"
+    missing = f" +{row.effect.missing} unjudged" if row.effect.missing else ""
+    return [
+        row.arm, row.direction, row.strength + setting, _share(row.effect), _share(row.joint), _share(row.lost),
+        "–" if row.kl.mean is None else f"{row.kl.mean:.3f}",
+        "–" if row.perplexity.mean is None else f"{row.perplexity.mean:.2f}", f"{row.effect.n}{missing}",
+    ]  # fmt: skip
+
+
+def _share(estimate: Any) -> str:
+    if estimate.mean is None:
+        return "–"
+    return f"{100 * estimate.mean:.0f} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(row)
+
+
+def _suite(
+    model: str, template: Any, batch_size: int, pairs: int, data: str | None, rule: str | None, neutral: str | None,
+    items: str | None, text: str | None, layout: str | None, concept: str | None,
+) -> Suite:  # fmt: skip
+    """The pilot's suite, or one from the user's files."""
+    from .. import pilot
+    from ..errors import ConfigError
+    from ..evals.files import FileSuite
+    from ..load import load
+    from ..pilot.suite import PilotSuite
+
+    if data is None:
+        if model not in pilot.VARIANTS:
+            raise ConfigError(
+                f"the model {model!r} has no built-in tasks; give your contrast data and what tells the behaviour"
+                " (--data FILE --rule words:...)."
+            )
+        return PilotSuite(model, pairs=pairs, neutral_pairs=pairs, batch_size=batch_size)
+    if rule is None:
+        raise ConfigError(
+            "your own data needs a rule that tells the behaviour in a reply: --rule words:a,b or regex:..."
+        )
+    return FileSuite(data, rule, model, load, template, layout, concept, neutral, items, text, batch_size=batch_size)

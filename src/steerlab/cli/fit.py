@@ -1,0 +1,153 @@
+"""`steerlab fit METHOD`: a steering from contrast data. Each method's flags are its dataclass's fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from .common import (
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Revision,
+    TemplateOption,
+    dump,
+    refuse_overwriting,
+    say,
+    took,
+)  # fmt: skip
+
+HELP = (
+    "Fit a steering to contrast data: `steerlab fit METHOD --data FILE --out FILE` (`steerlab fit --help` lists them)."
+)
+
+Data = Annotated[
+    str, typer.Option("--data", "-d", help="Contrast data: a file or folder, or pilot:NAME from the corpus.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The steering's file (.safetensors).")]
+Layout = Annotated[
+    str | None, typer.Option(help="The data's layout, where it isn't recognised (`steerlab data layouts`).")
+]
+Concept = Annotated[str | None, typer.Option(help="Which concept, where the data holds several.")]
+Pairs = Annotated[int, typer.Option(min=1, help="Pairs drawn from the corpus (pilot:NAME).")]
+DataSeed = Annotated[int, typer.Option(help="Seed of that draw.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")]
+
+
+def group(words: list[str]) -> typer.Typer:
+    """The verb with one command per method; only the named method's flags are built, where one is named."""
+    from .. import plugins
+
+    names = plugins.names("methods")
+    named = [w.replace("-", "_") for w in words[:1] if not w.startswith("-")]
+    app = typer.Typer(help="Fit a steering to contrast data; each method has its own flags.", no_args_is_help=True)
+    for name in names if not named or named[0] not in names else named:
+        app.command(name.replace("_", "-"), help=_help(plugins.load(name)))(_command(name, plugins.load(name)))
+    if named and named[0] not in names:
+        plugins.load(named[0])  # raises with the nearest name
+    return app
+
+
+def placeholder() -> None:
+    """Stands in the list of verbs; `group` takes its place when `fit` is called."""
+
+
+def fit(
+    name: str,
+    settings: dict[str, Any],
+    *,
+    data: str,
+    out: Path,
+    model: str = "pilot",
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    template: Any = "chat",
+    batch_size: int = 32,
+    layout: str | None = None,
+    concept: str | None = None,
+    pairs: int = 64,
+    data_seed: int = 0,
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Fit, save and show a steering."""
+    refuse_overwriting(out, force)
+    from .. import progress
+    from ..load import load, read_data
+    from ..meter import Meter
+    from ..methods.base import method
+    from .show import described, drawn
+
+    made = method(name, settings)
+    with Meter() as meter, progress.shown():
+        contrast = read_data(data, n=pairs, seed=data_seed, layout=layout, concept=concept)
+        engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+        steering = made.fit(engine, contrast)
+        steering.save(out)
+    if json:
+        dump(described(steering, out))
+    else:
+        drawn(steering, out)
+    say(f"wrote {out}")
+    took(meter)
+
+
+def _command(name: str, cls: type[Any]) -> Callable[..., None]:
+    """A function whose signature is the common options and the method's fields."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    required = [inspect.Parameter("data", kind, annotation=Data), inspect.Parameter("out", kind, annotation=Out)]
+    hints = get_type_hints(cls, include_extras=True)
+    own = [_parameter(f, hints[f.name]) for f in dataclasses.fields(cls) if f.init]
+    common = {
+        "model": (Model, "pilot"), "revision": (Revision, None), "dtype": (Dtype, "auto"), "device": (Device, None),
+        "template": (TemplateOption, "chat"), "batch_size": (BatchSize, 32), "layout": (Layout, None),
+        "concept": (Concept, None), "pairs": (Pairs, 64), "data_seed": (DataSeed, 0), "force": (Force, False),
+        "json": (Json, False), "config": (Config, None),
+    }  # fmt: skip
+    mine = {p.name for p in own}
+    if "batch_size" in mine:
+        common["run_batch_size"] = common.pop("batch_size")
+    shared = [inspect.Parameter(n, kind, annotation=a, default=d) for n, (a, d) in common.items()]
+
+    def run(**given: Any) -> None:
+        given.pop("config", None)
+        settings = {n: _plain(given.pop(n)) for n in mine}
+        if "run_batch_size" in given:
+            given["batch_size"] = given.pop("run_batch_size")
+        fit(name, settings, **given)
+
+    parameters = [*required, *own, *shared]
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _parameter(field: Any, hint: Any) -> inspect.Parameter:
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    if isinstance(default, tuple):
+        default, hint = list(default), list[float]
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default,
+        annotation=Annotated[hint, typer.Option(rich_help_panel="The method's settings")],
+    )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _help(cls: type[Any]) -> str:
+    """The class's docstring, then what its bases say of the fields that it inherits."""
+    docs = [c.__doc__ for c in cls.__mro__ if dataclasses.is_dataclass(c) and c.__doc__ and c.__name__ != "Method"]
+    doc = "\n\n".join(inspect.cleandoc(d) for d in docs)
+    paper = f"\n\nSource: {cls.paper}" if getattr(cls, "paper", "") else ""
+    return doc + paper

@@ -1,0 +1,166 @@
+"""Measures one steering at several strengths: the effect on prompts of both directions, and every cost.
+
+All strengths of a direction run in one batch, each row under its own. The values are kept prompt by prompt, None where a
+judge can't tell, so that whoever averages can resample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..contrast import Example
+from ..engines.base import Sampling, Trainable
+from ..judges.base import Judge
+from ..methods.objectives import kl
+from ..steering import Steering
+from .results import Direction
+from .suite import Split, Suite
+
+Values = list[float | None]
+
+
+@dataclass
+class Effects:
+    """Prompt by prompt, at one strength: is the behaviour there (or gone), how much of it, and is the reply any good?"""
+
+    effect: Values = field(default_factory=list)
+    degree: Values = field(default_factory=list)
+    follows: Values = field(default_factory=list)
+    fluent: Values = field(default_factory=list)
+    joint: Values = field(default_factory=list)
+    repetition: Values = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Costs:
+    """Item by item, at one strength: right, wrong or refused; per text, the perplexity ratio; per prompt, the KL."""
+
+    capability: Values = field(default_factory=list)
+    lost: Values = field(default_factory=list)
+    wrong: Values = field(default_factory=list)
+    refused: Values = field(default_factory=list)
+    perplexity: Values = field(default_factory=list)
+    kl: Values = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is measured: prompts per direction, capability items, neutral prompts and texts, reply tokens."""
+
+    prompts: int = 24
+    items: int = 100
+    neutral: int = 16
+    texts: int = 16
+    tokens: int = 64
+
+
+def measure_effects(
+    suite: Suite,
+    engine: Trainable,
+    task: str,
+    direction: Direction,
+    split: Split,
+    steerings: Sequence[Steering | None],
+    amounts: Amounts,
+    seed: int,
+) -> list[Effects]:
+    """The effects of each steering (None: the model as it is) on the same prompts, greedily decoded."""
+    prompts = list(suite.prompts(task, direction, split, amounts.prompts, seed))
+    rows = [(steering, prompt) for steering in steerings for prompt in prompts]
+    replies = engine.generate([p for _, p in rows], [s for s, _ in rows], Sampling(amounts.tokens))
+    judge, follows, fluent = suite.judge(task), suite.follows(task, direction), suite.fluent()
+    found: list[Effects] = []
+    for n in range(len(steerings)):
+        here = Effects()
+        for prompt, reply in zip(prompts, replies[n * len(prompts) : (n + 1) * len(prompts)], strict=True):
+            _judge(here, reply.text, prompt, judge, follows, fluent, direction)
+        found.append(here)
+    return found
+
+
+def _judge(
+    into: Effects,
+    text: str,
+    prompt: Example,
+    judge: Judge,
+    follows: Judge | None,
+    fluent: Judge | None,
+    direction: Direction,
+) -> None:
+    score = judge(text, prompt)
+    present = judge.present(score)
+    effect = None if present is None else float(present if direction == "elicit" else not present)
+    verdicts: list[float | None] = [effect]
+    for one, values in ((follows, into.follows), (fluent, into.fluent)):
+        if one is None:
+            continue
+        good = one.present(one(text, prompt))
+        values.append(None if good is None else float(good))
+        verdicts.append(values[-1])
+    into.effect.append(effect)
+    into.degree.append(score.value)
+    into.joint.append(None if None in verdicts else float(all(verdicts)))
+    into.repetition.append(repetition(text))
+    into.texts.append(text)
+    into.prompts.append(prompt.instruction)
+
+
+def repetition(text: str) -> float | None:
+    """The share of word trigrams that have occurred before in the text; None where there is no trigram."""
+    words = text.lower().split()
+    grams = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+class CostMeter:
+    """Measures costs against the unsteered model, whose own figures are computed once per split and seed."""
+
+    def __init__(self, suite: Suite, engine: Trainable, split: Split, amounts: Amounts, seed: int) -> None:
+        self._engine = engine
+        self._items = list(suite.items(split, amounts.items, seed))
+        self._neutral = list(suite.neutral(split, amounts.neutral, seed))
+        self._texts = list(suite.texts(split, amounts.texts))
+        self._correct, self._refused = suite.correct(), suite.refused()
+        self._tokens = amounts.tokens
+        self.base = self._capability([None])[0]
+        self._logits = [scores.clone() for scores in engine.logits(self._neutral)]
+        self._nll = [-float(lp.mean()) for lp in engine.text_logprobs(self._texts)] if self._texts else []
+
+    def measure(self, steerings: Sequence[Steering]) -> list[Costs]:
+        """The costs of each steering on the same items, prompts and texts."""
+        found = self._capability(steerings)
+        for costs, steering in zip(found, steerings, strict=True):
+            for before, now in zip(self.base.capability, costs.capability, strict=True):
+                costs.lost.append(None if before is None or now is None else before - now)
+            for plain, scores in zip(self._logits, self._engine.logits(self._neutral, steering), strict=True):
+                costs.kl.append(float(kl(plain, scores).mean()))
+            if self._texts:
+                scored = self._engine.text_logprobs(self._texts, steering)
+                costs.perplexity.extend(
+                    math.exp(min(-float(lp.mean()) - base, 50.0)) for lp, base in zip(scored, self._nll, strict=True)
+                )
+        return found
+
+    def _capability(self, steerings: Sequence[Steering | None]) -> list[Costs]:
+        if not self._items or self._correct is None:
+            return [Costs() for _ in steerings]
+        rows = [(steering, item) for steering in steerings for item in self._items]
+        replies = self._engine.generate([i for _, i in rows], [s for s, _ in rows], Sampling(self._tokens))
+        found: list[Costs] = []
+        for n in range(len(steerings)):
+            costs = Costs()
+            for item, reply in zip(self._items, replies[n * len(self._items) :], strict=False):
+                right = self._correct.present(self._correct(reply.text, item))
+                refusal = None
+                if self._refused is not None:
+                    refusal = self._refused.present(self._refused(reply.text, item))
+                costs.capability.append(None if right is None else float(right))
+                costs.refused.append(None if refusal is None else float(refusal))
+                known = right is not None and refusal is not None
+                costs.wrong.append(float(not right and not refusal) if known else None)
+            found.append(costs)
+        return found

@@ -1,0 +1,192 @@
+"""Units become `Results`: averaged over prompts within fits within tasks, with intervals, and what is missing counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from ..engines.base import Trainable
+from .results import Arm, Cost, Direction, Layer, Point, Results, Row, Sample
+from .stats import Clusters, Estimate, bootstrap
+from .suite import Suite, Task
+from .unit import DIRECTIONS, Plan
+
+Unit = dict[str, Any]
+Pick = Callable[[Unit], "Sequence[float | None] | None"]  # one fit's values, or None where the fit has none
+EFFECTS = ("effect", "joint", "degree", "follows", "fluent", "repetition")
+COSTS = ("capability", "lost", "wrong", "refused", "perplexity", "kl")
+
+
+def summarise(
+    suite: Suite,
+    plan: Plan,
+    units: Sequence[Unit],
+    engine: Trainable,
+    *,
+    run: str,
+    title: str,
+    meter: dict[str, Any],
+    layers: Sequence[Layer] = (),
+    notes: Sequence[str] = (),
+) -> Results:
+    """The results of a finished evaluation."""
+    tasks = {t.name: t for t in suite.tasks() if t.name in plan.tasks}
+    by_task = {name: [u for u in units if u["task"] == name] for name in tasks}
+    arms = [Arm("unsteered", "unsteered")]
+    arms += [Arm(a.name, a.label or a.name, {"name": a.method, "file": a.file, **a.settings}) for a in plan.arms]
+    return Results(
+        run=run,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        title=title,
+        model={"name": engine.name, "revision": engine.revision, "fingerprint": engine.fingerprint["shape"][:16]},
+        config=asdict(plan) | {"suite": suite.told()},
+        tasks=[asdict(t) for t in tasks.values()],
+        arms=arms,
+        strengths=list(plan.strengths),
+        points=list(_points(plan, by_task)),
+        costs=list(_costs(plan, by_task)),
+        table=table(plan, tasks, by_task),
+        samples=list(_samples(plan, by_task)),
+        layers=list(layers),
+        meter=meter,
+        notes=list(notes),
+        versions=engine.versions,
+    )
+
+
+def table(plan: Plan, tasks: dict[str, Task], by_task: dict[str, list[Unit]]) -> list[Row]:
+    """One line per arm, group of tasks, direction and setting, the unsteered model first."""
+    groups: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        groups.setdefault(task.group, []).append(name)
+    rows: list[Row] = []
+    for group, names in groups.items():
+        units = [by_task[name] for name in names]
+        for direction in DIRECTIONS:
+            rows.append(_plain_row(group, direction, units))
+            for arm in plan.arms:
+                for setting in ("unit", "tuned"):
+                    row = _row(arm.name, group, direction, setting, units)
+                    if row is not None:
+                        rows.append(row)
+    return rows
+
+
+def cell(unit: Unit, arm: str, direction: str, split: str, setting: str | float) -> dict[str, Any] | None:
+    """What one fit measured at unit strength, at the tuned one, or at a given strength; None where it has no such cell."""
+    found = unit["arms"][arm]["directions"].get(direction)
+    if found is None:
+        return None
+    strength = found[setting] if isinstance(setting, str) else setting
+    return next((c for c in found[split] if strength is not None and abs(c["strength"] - strength) < 1e-9), None)
+
+
+def values(kind: str, name: str, arm: str, direction: str, setting: str | float, split: str = "test") -> Pick:
+    """Picks the values of one measure (`effects` or `costs`) from a unit."""
+
+    def pick(unit: Unit) -> Sequence[float | None] | None:
+        found = cell(unit, arm, direction, split, setting)
+        return None if found is None else found[kind][name]
+
+    return pick
+
+
+def _plain(split: str, direction: str, name: str) -> Pick:
+    """Picks what the unsteered model gave."""
+    return lambda unit: unit["plain"][split][direction][name]
+
+
+def estimate(units: Sequence[Sequence[Unit]], pick: Pick) -> Estimate:
+    """Over tasks, fits and prompts. A fit without the cell is left out."""
+    clusters: Clusters = [[v for u in fits if (v := pick(u)) is not None] for fits in units]
+    return bootstrap(clusters)
+
+
+def _row(arm: str, group: str, direction: Direction, setting: str, units: Sequence[Sequence[Unit]]) -> Row | None:
+    def told(kind: str, name: str) -> Estimate:
+        return estimate(units, values(kind, name, arm, direction, setting))
+
+    cells = [c for fits in units for u in fits if (c := cell(u, arm, direction, "test", setting)) is not None]
+    if not cells:
+        return None
+    strengths = sorted({c["strength"] for c in cells})
+    means = [m for c in cells if (m := _mean(c["effects"]["effect"])) is not None]
+    return Row(
+        arm=arm, group=group, direction=direction, setting="unit" if setting == "unit" else "tuned",
+        strength=f"{strengths[0]:g}" if len(strengths) == 1 else f"{strengths[0]:g} to {strengths[-1]:g}",
+        effect=told("effects", "effect"), joint=told("effects", "joint"), degree=told("effects", "degree"),
+        lost=told("costs", "lost"), refused=told("costs", "refused"), perplexity=told("costs", "perplexity"),
+        kl=told("costs", "kl"), repetition=told("effects", "repetition"), worst=min(means, default=None),
+    )  # fmt: skip
+
+
+def _plain_row(group: str, direction: Direction, units: Sequence[Sequence[Unit]]) -> Row:
+    def told(name: str) -> Estimate:
+        return estimate(units, lambda u: u["plain"]["test"][direction][name])
+
+    nothing = Estimate(None, None, None, 0)
+    means = [m for fits in units for u in fits if (m := _mean(u["plain"]["test"][direction]["effect"])) is not None]
+    return Row(
+        arm="unsteered", group=group, direction=direction, setting="unit", strength="0",
+        effect=told("effect"), joint=told("joint"), degree=told("degree"), lost=nothing,
+        refused=estimate(units, lambda u: u["base"]["test"]["refused"]), perplexity=nothing, kl=nothing,
+        repetition=told("repetition"), worst=min(means, default=None),
+    )  # fmt: skip
+
+
+def _points(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Point]:
+    for task, fits in by_task.items():
+        for direction in DIRECTIONS:
+            for split in ("dev", "test"):
+                plain = {n: estimate([fits], _plain(split, direction, n)) for n in EFFECTS}
+                yield Point(task, "unsteered", direction, split, 0.0, **plain)
+                for arm in plan.arms:
+                    for strength in _strengths(fits, arm.name, direction, split):
+                        told = {
+                            n: estimate([fits], values("effects", n, arm.name, direction, strength, split))
+                            for n in EFFECTS
+                        }
+                        yield Point(task, arm.name, direction, split, strength, **told)
+
+
+def _costs(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Cost]:
+    for task, fits in by_task.items():
+        for direction in DIRECTIONS:
+            for split in ("dev", "test"):
+                for arm in plan.arms:
+                    for strength in _strengths(fits, arm.name, direction, split):
+                        told = {
+                            n: estimate([fits], values("costs", n, arm.name, direction, strength, split)) for n in COSTS
+                        }
+                        yield Cost(task, arm.name, split, strength, **told)
+
+
+def _strengths(fits: Sequence[Unit], arm: str, direction: str, split: str) -> list[float]:
+    """Strengths at which every fit was measured (tuned ones differ from fit to fit, and belong to the table)."""
+    each = [{c["strength"] for c in u["arms"][arm]["directions"].get(direction, {}).get(split, [])} for u in fits]
+    return sorted(set.intersection(*each)) if each else []
+
+
+def _samples(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Sample]:
+    """The first fit's first prompts of each task, side by side over strengths."""
+    for task, fits in by_task.items():
+        for arm in plan.arms:
+            for direction, found in fits[0]["arms"][arm.name]["directions"].items() if fits else ():
+                plain = fits[0]["plain"]["test"][direction]
+                for n in range(min(plan.samples, len(found["test"][0]["effects"]["texts"]))):
+                    cells = [(0.0, plain), *((c["strength"], c["effects"]) for c in found["test"])]
+                    yield Sample(task, arm.name, direction, plain["prompts"][n], [_reply(s, e, n) for s, e in cells])
+
+
+def _reply(strength: float, effects: dict[str, Any], n: int) -> dict[str, Any]:
+    told: dict[str, Any] = {"strength": strength, "text": effects["texts"][n], "effect": effects["effect"][n]}
+    for name in ("follows", "fluent"):
+        told[name] = effects[name][n] if effects[name] else None
+    return told
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,197 @@
+"""One unit of an evaluation: one task with one seed, every arm fitted, tuned on dev and measured on test.
+
+A unit is what a worker process does and what the journal holds, so that an interrupted evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast, get_args
+
+from .. import plugins
+from ..engines.base import Trainable
+from ..errors import ConfigError
+from ..meter import Meter
+from ..methods.base import Aim, method
+from ..steering import Steering
+from .measure import Amounts, CostMeter, Costs, Effects, measure_effects
+from .results import Direction
+from .suite import Split, Suite
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """An arm: a method with its settings, or a saved steering (`file`)."""
+
+    name: str
+    method: str = ""
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    file: str | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.method) == bool(self.file):
+            raise ConfigError(f"the arm {self.name!r} needs a method or a file, one of the two.")
+
+    @property
+    def aim(self) -> Aim:
+        """What strength 1 does."""
+        return "elicit" if self.file else plugins.load(self.method).aim
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated, and how.
+
+    `strengths` are tried both ways on dev; the one with the best joint success among those that lose at most `budget`
+    of the capability items is reported on test beside unit strength. `curves` measures every strength on test, too.
+    `site` is the one site of every arm that has one and doesn't name its own.
+    """
+
+    arms: tuple[ArmPlan, ...]
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    site: str | None = None
+    budget: float = 0.10
+    curves: bool = True
+    dev: Amounts = field(default_factory=lambda: Amounts(prompts=16, items=60, neutral=4, texts=0))
+    test: Amounts = field(default_factory=Amounts)
+    samples: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.arms or not self.tasks or not self.seeds:
+            raise ConfigError("an evaluation needs at least one arm, one task and one seed.")
+        if len({a.name for a in self.arms}) < len(self.arms):
+            raise ConfigError("two arms have the same name; give each its own.")
+        if not self.strengths or min(self.strengths) <= 0 or not all(math.isfinite(s) for s in self.strengths):
+            raise ConfigError(
+                f"strengths are {self.strengths}; expected positive sizes, each is tried with both signs."
+            )
+        if 1.0 not in self.strengths:
+            object.__setattr__(self, "strengths", tuple(sorted({*self.strengths, 1.0})))
+
+
+def run_unit(suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable) -> dict[str, Any]:
+    """Everything measured for one task and seed, as plain data."""
+    with Meter() as meter:
+        meters = {split: CostMeter(suite, engine, split, _amounts(plan, split), seed) for split in ("dev", "test")}
+        plain = {split: _plain(suite, plan, task, seed, engine, split) for split in ("dev", "test")}
+        arms = {arm.name: _run_arm(suite, plan, arm, task, seed, engine, meters, plain) for arm in plan.arms}
+    return {
+        "task": task,
+        "seed": seed,
+        "plain": {split: {d: asdict(e) for d, e in found.items()} for split, found in plain.items()},
+        "base": {split: asdict(m.base) for split, m in meters.items()},
+        "arms": arms,
+        "meter": meter.figures(),
+    }
+
+
+def fit_arm(suite: Suite, plan: Plan, arm: ArmPlan, task: str, seed: int, engine: Trainable) -> Steering:
+    """The arm's steering for this task and seed."""
+    if arm.file:
+        return Steering.load(arm.file)
+    settings = dict(arm.settings)
+    known = set(plugins.load(arm.method).__dataclass_fields__)
+    if "site" in known and plan.site is not None:
+        settings.setdefault("site", plan.site)
+    if "seed" in known:
+        settings.setdefault("seed", seed)
+    if arm.method == "prompt":
+        settings = {**suite.prompt_settings(task, seed), **settings}
+    return method(arm.method, settings).fit(engine, suite.contrast(task, seed))
+
+
+def signed(plan: Plan, steering: Steering, aim: Aim, direction: Direction) -> list[float]:
+    """The strengths of the plan at which this steering can act in a direction, weakest first."""
+    sign = 1.0 if direction == "elicit" else -1.0
+    if aim == "suppress":
+        sign = 1.0
+        if direction == "elicit":
+            return []
+    low, high = steering.domain
+    discrete = steering.prompt is not None
+    sizes = [1.0] if discrete else list(plan.strengths)
+    return [sign * s for s in sizes if low - 1e-9 <= sign * s <= high + 1e-9]
+
+
+def choose(strengths: Sequence[float], effects: Sequence[Effects], costs: Sequence[Costs], budget: float) -> int | None:
+    """Which strength dev favours: the best joint success among those within the budget, the weakest of equals.
+
+    Where none is within the budget, the one that loses least. None where nothing could be judged.
+    """
+    joint = [mean(e.joint) for e in effects]
+    lost = [mean(c.lost) or 0.0 for c in costs]
+    within = [n for n in range(len(strengths)) if lost[n] <= budget + 1e-9 and joint[n] is not None]
+    if within:
+        return max(within, key=lambda n: (cast("float", joint[n]), -abs(strengths[n])))
+    known = [n for n in range(len(strengths)) if joint[n] is not None]
+    return min(known, key=lambda n: (lost[n], abs(strengths[n]))) if known else None
+
+
+def _run_arm(
+    suite: Suite,
+    plan: Plan,
+    arm: ArmPlan,
+    task: str,
+    seed: int,
+    engine: Trainable,
+    meters: dict[str, CostMeter],
+    plain: dict[str, dict[Direction, Effects]],
+) -> dict[str, Any]:
+    steering = fit_arm(suite, plan, arm, task, seed, engine)
+    found: dict[str, Any] = {"fit": steering.meta.figures, "digest": steering.digest, "directions": {}}
+    for direction in DIRECTIONS:
+        strengths = signed(plan, steering, arm.aim, direction)
+        if not strengths:
+            continue
+        scaled = [steering.scaled(s) for s in strengths]
+        effects = measure_effects(suite, engine, task, direction, "dev", scaled, plan.dev, seed)
+        costs = meters["dev"].measure(scaled)
+        best = choose(strengths, effects, costs, plan.budget)
+        unit = strengths.index(1.0) if 1.0 in strengths else strengths.index(-1.0)
+        wanted = range(len(strengths)) if plan.curves else sorted({unit, unit if best is None else best})
+        tested = [strengths[n] for n in wanted]
+        again = [scaled[n] for n in wanted]
+        test_effects = measure_effects(suite, engine, task, direction, "test", again, plan.test, seed)
+        test_costs = meters["test"].measure(again)
+        found["directions"][direction] = {
+            "dev": _told(strengths, effects, costs, 0),
+            "test": _told(tested, test_effects, test_costs, plan.samples),
+            "unit": strengths[unit],
+            "tuned": None if best is None else strengths[best],
+        }
+    return found
+
+
+def _told(
+    strengths: Sequence[float], effects: Sequence[Effects], costs: Sequence[Costs], samples: int
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for strength, effect, cost in zip(strengths, effects, costs, strict=True):
+        told = asdict(effect)
+        told["texts"], told["prompts"] = effect.texts[:samples], effect.prompts[:samples]
+        rows.append({"strength": strength, "effects": told, "costs": asdict(cost)})
+    return rows
+
+
+def _plain(suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable, split: Split) -> dict[Direction, Effects]:
+    """The unsteered model on the prompts of both directions."""
+    return {
+        d: measure_effects(suite, engine, task, d, split, [None], _amounts(plan, split), seed)[0] for d in DIRECTIONS
+    }
+
+
+def _amounts(plan: Plan, split: str) -> Amounts:
+    return plan.dev if split == "dev" else plan.test
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is there; None of nothing."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
