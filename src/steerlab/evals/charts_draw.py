@@ -27,6 +27,9 @@ class _Box(NamedTuple):
     def at(self, x: float, y: float) -> tuple[float, float]:
         return self.x.at(x, self.left, self.right), self.y.at(y, self.bottom, self.top)
 
+    def holds(self, x: float, y: float) -> bool:
+        return self.x.low <= x <= self.x.high and self.y.low <= y <= self.y.high
+
 
 def drawn(chart: Chart) -> Markup:
     """The chart as an `svg` element, without colours of its own."""
@@ -82,29 +85,30 @@ def _box(chart: Chart) -> _Box:
     right = chart.width - (room + (20 if chart.aside else 8) if names else 8)
     top = 7 + (15 if chart.title else 0) + (13 if chart.y.label else 0)
     bottom = chart.height - 15 - (13 if chart.x.label else 0)
-    widest = max((len(tick_text(t)) for t in chart.y.ticks), default=1)
+    widest = max((len(text) for _, text in tick_texts(chart.y)), default=1)
     return _Box(8 + widest * _LETTER, right, top, bottom, chart.x, chart.y)
 
 
-def tick_text(value: float) -> str:
-    """A number as an axis shows it, with a true minus sign."""
-    return f"{value:g}".replace("-", "−")
+def tick_texts(axis: Axis) -> list[tuple[float, str]]:
+    """The ticks and how they are written: true minus signs, and the unit at the last one."""
+    texts = [(tick, f"{tick:g}".replace("-", "−")) for tick in axis.ticks]
+    return [*texts[:-1], (texts[-1][0], f"{texts[-1][1]}\u00a0{axis.unit}")] if texts and axis.unit else texts
 
 
 def _frame(chart: Chart, box: _Box) -> Markup:
     parts: list[Markup] = []
-    for tick in chart.y.ticks:
+    for tick, text in tick_texts(chart.y):
         _, y = box.at(box.x.low, tick)
         parts.append(tag("line", {"class": "grid", "x1": box.left, "x2": box.right, "y1": y, "y2": y}))
-        parts.append(tag("text", {"x": box.left - 4, "y": y + 3.4, "text-anchor": "end"}, tick_text(tick)))
+        parts.append(tag("text", {"x": box.left - 4, "y": y + 3.4, "text-anchor": "end"}, text))
     for value in chart.upright:
         x, _ = box.at(value, box.y.low)
         parts.append(tag("line", {"class": "grid", "x1": x, "x2": x, "y1": box.top, "y2": box.bottom}))
     parts.append(tag("line", {"class": "axis", "x1": box.left, "x2": box.right, "y1": box.bottom, "y2": box.bottom}))
-    for tick in chart.x.ticks:
+    for tick, text in tick_texts(chart.x):
         x, _ = box.at(tick, box.y.low)
         parts.append(tag("line", {"class": "axis", "x1": x, "x2": x, "y1": box.bottom, "y2": box.bottom + 3}))
-        parts.append(tag("text", {"x": x, "y": box.bottom + 12.5, "text-anchor": "middle"}, tick_text(tick)))
+        parts.append(tag("text", {"x": x, "y": box.bottom + 12.5, "text-anchor": "middle"}, text))
     if chart.title:
         parts.append(tag("text", {"class": "name", "x": 2, "y": 12}, _cut(chart.title, int(chart.width / 6.3))))
     if chart.y.label:
@@ -160,7 +164,9 @@ def _marks(series: Series, box: _Box) -> Markup:
             parts.append(_absent(mark, box))
             continue
         x, y = box.at(mark.x, mark.y)
-        if series.shape is not None:
+        if not box.holds(mark.x, mark.y):
+            parts.append(_arrow(mark, x, y, box))
+        elif series.shape is not None:
             parts.append(_glyph(series, x, y, mark.note))
         if series.ringed:
             parts.append(tag("circle", {"class": "ring", "cx": x, "cy": y, "r": series.size + 2.6}))
@@ -172,6 +178,14 @@ def _absent(mark: Mark, box: _Box) -> Markup:
     y, r = box.bottom - 4.5, 2.4
     d = _path([(x - r, y - r), (x + r, y + r)]) + _path([(x - r, y + r), (x + r, y - r)])
     return tag("path", {"class": "lost", "d": d}, *_note(mark.note or "missing"))
+
+
+def _arrow(mark: Mark, x: float, y: float, box: _Box) -> Markup:
+    """Points to where a mark outside the axes is."""
+    right, left = mark.x > box.x.high, mark.x < box.x.low
+    dx, dy = (1, 0) if right else (-1, 0) if left else (0, -1) if (mark.y or 0.0) > box.y.high else (0, 1)
+    a, b = (x - 3 * (dx + dy), y - 3 * (dy + dx)), (x - 3 * (dx - dy), y - 3 * (dy - dx))
+    return tag("path", {"class": "lost faint", "d": f"{_path([a, (x, y), b])}", "fill": "none"}, *_note(mark.note))
 
 
 def _glyph(series: Series, x: float, y: float, note: str) -> Markup:

@@ -69,12 +69,16 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What a chart shows in one direction, where its ticks are, and what it is called. Values outside are drawn at its ends."""
+    """What a chart shows in one direction, where its ticks are, what it is called, and the unit, written at the last tick.
+
+    A mark outside stands at the edge as a small arrow.
+    """
 
     low: float
     high: float
     ticks: tuple[float, ...]
     label: str = ""
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
