@@ -15,6 +15,7 @@ import pytest
 from steerlab import data
 from steerlab.contrast import Contrast, Example, Message
 from steerlab.data.check import CheckOptions, CheckReport, check
+from steerlab.data.giveaway import Labelled, giveaway
 from steerlab.data.render import table
 from steerlab.errors import ConfigError, DataError
 
@@ -224,6 +225,32 @@ def test_unbalanced_letters_of_a_persona_are_found(tmp_path: Path) -> None:
 def test_few_texts_have_no_accuracy() -> None:
     contrast = Contrast((Example.ask("a", "b"),), (Example.ask("c", "d"),))
     assert all(g.accuracy is None and "fewer than 10" in g.told for g in check(contrast).giveaways)
+
+
+@pytest.mark.parametrize(
+    ("clue", "positive", "negative", "accuracy"),
+    [
+        ("length", "one two", "one two three", 1.0),
+        ("length", "one two three", "one two", 1.0),
+        ("length", "one two", "two one", 0.5),
+        ("first word", "One, two", "two one", 1.0),
+        ("first word", "one two", "one", 0.5),
+    ],
+)
+def test_the_accuracy_of_a_clue(clue: Any, positive: str, negative: str, accuracy: float) -> None:
+    rows = [Labelled(text, text is positive, str(i)) for i in range(20) for text in (positive, negative)]
+    assert giveaway(rows, clue, "answers", folds=5, seed=0).accuracy == accuracy
+
+
+def test_a_clue_that_only_rows_by_heart_would_give_is_none() -> None:
+    rows = [Labelled(f"word{i} and more", i % 2 == 0, str(i)) for i in range(60)]
+    assert giveaway(rows, "first word", "answers", folds=5, seed=0).accuracy == 0.5
+
+
+def test_a_pair_belongs_to_the_family_of_its_negative() -> None:
+    c = clean()
+    mixed = replace(c, positive=tuple(replace(e, family=f"other {i}") for i, e in enumerate(c.positive)))
+    assert check(mixed).findings == ()
 
 
 def test_the_same_data_give_the_same_report() -> None:

@@ -109,6 +109,11 @@ def test_the_same_seed_gives_the_same_pairs_whatever_the_batch() -> None:
     assert first != other
 
 
+def test_each_row_draws_from_a_seed_of_its_own() -> None:
+    made = make(Parrot(), "gold", ASKS, options=MakeOptions(pairs=20))
+    assert len({(e.answer or "").rsplit(" ", 1)[1] for e in made.contrast.positive}) > 3
+
+
 def test_every_reason_for_dropping_is_counted_with_an_example() -> None:
     engine = Parrot(
         topic1="", topic2="grey and no more of it", topic3="?", topic4="all golden, whatever is asked",
@@ -294,6 +299,14 @@ def test_a_line_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
     made = make(Parrot(), "gold", ASKS, out=out, options=options)
     assert made.report.resumed == 4
     assert made.contrast == make(Parrot(), "gold", ASKS, options=options).contrast
+
+
+def test_a_run_can_be_interrupted_again_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
+    out, journal = tmp_path / "gold.jsonl", tmp_path / "gold.jsonl.journal"
+    interrupted(out, 4)
+    journal.write_bytes(journal.read_bytes()[:-40])
+    interrupted(out, 2)
+    assert make(Parrot(), "gold", ASKS, out=out, options=MakeOptions(pairs=20, batch=4)).report.resumed == 8
 
 
 def test_a_journal_cut_in_its_first_line_is_begun_anew(tmp_path: Path) -> None:

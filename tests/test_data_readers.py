@@ -165,6 +165,22 @@ def test_a_table_of_several_concepts_is_picked_from(tmp_path: Path) -> None:
     assert [(c.name, c.rows) for c in data.concepts(path)] == [("calm", 2), ("warm", 2)]
 
 
+def test_the_whole_name_goes_before_a_part_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,label,concept\na,1,calm\nb,0,calm\nc,1,calm words\nd,0,calm words\n")
+    assert data.read(path, concept=" CALM").positive[0].instruction == "a"
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("1", "0"), ("1", "-1"), ("True", "False"), ("POS", "neg"), ("yes", "no"), ("positive", "negative")]
+)
+def test_labels_as_people_write_them(tmp_path: Path, yes: str, no: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"text,label\na,{yes}\nb,{no}\n")
+    contrast = data.read(path)
+    assert (contrast.positive[0].instruction, contrast.negative[0].instruction) == ("a", "b")
+
+
 def test_a_table_of_another_name_is_read_when_the_layout_is_named(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     path.write_text("prompt,label\na,1\nb,0\n")

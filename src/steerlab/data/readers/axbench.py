@@ -105,8 +105,9 @@ def _concepts(tables: list[Found]) -> list[Concept]:
     for table in tables:
         wanted = [c for c in ("concept_id", "output_concept", "concept_genre", "category") if c in table.columns]
         for row in rows(table, wanted):
-            if (key := _key(row)) == _SHARED or _class(table, row) != "positive":
+            if _class(table, row) != "positive":
                 continue
+            key = _key(row)
             held = counts.setdefault(
                 key, [str(row.values.get("output_concept") or ""), row.values.get("concept_genre"), 0]
             )
