@@ -7,6 +7,7 @@ writes the file; what the document says is `steering`'s business.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import types
 from collections.abc import Mapping
@@ -98,11 +99,15 @@ def restore(row: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mappin
 
 def write(path: str | PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write the document and its tensors, beside and renamed. Raises `ArtefactError`."""
-    from safetensors.torch import save_file
+    import safetensors.torch
 
     text = json.dumps(document, ensure_ascii=False, sort_keys=True)
     with whole(path) as part:
-        save_file({k: t.contiguous() for k, t in tensors.items()}, part, metadata={KEY: text})
+        try:
+            safetensors.torch.save_file({k: t.contiguous() for k, t in tensors.items()}, part, metadata={KEY: text})
+        except safetensors.SafetensorError as problem:  # how safetensors tells of an error of the disk
+            full = "os error 28" in str(problem)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(problem)) from problem
 
 
 def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

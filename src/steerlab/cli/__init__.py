@@ -12,6 +12,8 @@ import typer
 from ..errors import SteerlabError
 from ..version import __version__
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="steerlab",
     help="Fit, apply, measure and ship interventions inside language models: turn a behaviour up or down, and know what"
@@ -52,17 +54,25 @@ def _assemble(words: list[str]) -> None:
     app.add_typer(pilot.app, name="pilot")
 
 
+def _interrupted() -> None:
+    typer.secho("interrupted; finished parts are kept, nothing is half-written.", fg="yellow", err=True)
+    sys.exit(INTERRUPTED)
+
+
 def main() -> None:
     """The entry point: 0 is well, 1 something was found amiss, 2 a mistake in what was given, 130 interrupted."""
-    _assemble(sys.argv[1:])
     try:
+        _assemble(sys.argv[1:])
         app()
     except SteerlabError as problem:
         typer.secho(f"error: {problem}", fg="red", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.secho("interrupted; finished parts are kept, nothing is half-written.", fg="yellow", err=True)
-        sys.exit(130)
+        _interrupted()
+    except SystemExit as end:  # typer turns Ctrl-C into this
+        if end.code == INTERRUPTED:
+            _interrupted()
+        raise
     except BrokenPipeError:  # the reader of a pipe has gone (`| head`)
         sys.stderr.close()
         sys.exit(0)

@@ -55,7 +55,8 @@ def console(*, err: bool = False) -> Console:
     """A terminal, or plain text where the output goes to a file or a pipe."""
     from rich.console import Console
 
-    return Console(stderr=err, soft_wrap=False)
+    # texts of models and data are shown as they are: no [markup], no :emoji:
+    return Console(stderr=err, markup=False, emoji=False, highlight=False)
 
 
 def say(words: str) -> None:

@@ -106,7 +106,6 @@ def _batches(prompts: list[str] | None) -> Iterator[list[str]]:
 
 def side_by_side(text: str, strengths: Sequence[float], replies: Sequence[Reply]) -> None:
     """Print one prompt's replies, a column per strength; a single one into a pipe is the bare text."""
-    from rich.markup import escape
     from rich.table import Table
 
     out = console()
@@ -114,10 +113,10 @@ def side_by_side(text: str, strengths: Sequence[float], replies: Sequence[Reply]
         sys.stdout.write(replies[0].text + "\n")
         sys.stdout.flush()
         return
-    table = Table(title=escape(text), title_justify="left", title_style="bold", expand=True, show_lines=False)
+    table = Table(title=text, title_justify="left", title_style="bold", expand=True, show_lines=False)
     for strength in strengths:
         table.add_column("unsteered" if strength == 0 else f"strength {strength:+g}", ratio=1, overflow="fold")
-    table.add_row(*(escape(r.text) or "[dim](empty)[/dim]" for r in replies))
+    table.add_row(*(r.text or "(empty)" for r in replies))
     out.print(table)
 
 

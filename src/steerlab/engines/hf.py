@@ -109,10 +109,11 @@ class HFEngine(Trainable):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision, dtype=dtype, device_map=device if device == "auto" else None
-            )
+            with _no_bars():
+                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+                model = AutoModelForCausalLM.from_pretrained(
+                    name, revision=revision, dtype=dtype, device_map=device if device == "auto" else None
+                )
         except (OSError, ValueError, ImportError) as problem:
             first = str(problem).strip().splitlines()[0]
             raise ArtefactError(
@@ -414,6 +415,20 @@ class HFEngine(Trainable):
         if len(text) > row.told or row.finish is not None:
             yield Piece(row.number, text[row.told :], row.finish)
             row.told = max(row.told, len(text))
+
+
+@contextmanager
+def _no_bars() -> Generator[None]:
+    """Without transformers' own bars for loading weights, which for small models are mere noise."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    try:
+        logging.disable_progress_bar()
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _text_config(model: PreTrainedModel) -> Any:
