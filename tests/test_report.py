@@ -2,163 +2,269 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
-import random
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
 
-from steerlab.evals.results import Arm, Cost, Layer, Point, Results, Row, Sample
+import pytest
+
+from report_example import HOSTILE, LABELS, NOTHING, synthetic
+from steerlab.errors import ArtefactError
+from steerlab.evals.report import page, write
+from steerlab.evals.report_data import Figures, average
+from steerlab.evals.report_figures import dose_chart
+from steerlab.evals.report_frontier import undominated
+from steerlab.evals.report_words import MEASURES, signed, strength_text
+from steerlab.evals.results import Arm, Layer, Results, Row, Sample
 from steerlab.evals.stats import Estimate
 
-STRENGTHS = [0.5, 1.0, 1.5, 2.0]
-CONCEPTS = {
-    "topic": ["kitchens", "the sea", "weather", "trains", "gardening and everything that grows in it, slowly"],
-    "style": ["formal", "terse", "archaic", "questions", "first person"],
-    "sentiment": ["cheerful", "gloomy", "angry", "grateful", "Angst"],
-    "format": ["lists", "numbers", "capitals", "exclamations", "brackets"],
-    "language": ["Latin", "Esperanto"],
-}
-QUALITY = {  # how far an arm gets at unit strength, what it costs there
-    "cdas": (0.93, 0.03), "cdas-r4": (0.95, 0.06), "das": (0.86, 0.05), "kl_das": (0.84, 0.09), "pdas": (0.80, 0.04),
-    "diff_means": (0.71, 0.08), "pca": (0.42, 0.11), "probe": (0.33, 0.02), "ablation": (0.66, 0.05),
-    "unsteered": (0.0, 0.0), "random": (0.02, 0.03), "prompt": (0.74, 0.01),
-}  # fmt: skip
-LABELS = {
-    "cdas": "CDAS, rank 1", "cdas-r4": "CDAS, rank 4, with the longest name anybody gave to an arm",
-    "das": "DAS", "kl_das": "KL-DAS", "pdas": "PDAS", "diff_means": "Difference of means", "pca": "PCA", "probe": "Probe",
-    "ablation": "Ablation", "unsteered": "Unsteered", "random": "Random direction", "prompt": "Prompt",
-}  # fmt: skip
-NOTHING = Estimate(None, None, None, 0, 12)
+
+class Dom(HTMLParser):
+    """Every element with its attributes, and all text, as a browser would have them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements, self.words, self.script = [], [], []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_data(self, data):
+        (self.script if self._inside == "script" else self.words).append(data)
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def all(self, name):
+        return [attributes for tag, attributes in self.elements if tag == name]
 
 
-def allowed(arm: str) -> list[float]:
-    """The signed strengths at which an arm was measured; 0 is the unsteered arm's alone, as in a real run."""
-    both = [-s for s in reversed(STRENGTHS)] + STRENGTHS
-    return {"ablation": [0.5, 1.0], "prompt": [-1.0, 1.0], "unsteered": [0.0]}.get(arm, both)
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return synthetic()
 
 
-def around(value: float, rng: random.Random, *, width: float = 0.05, n: int = 96, missing: int = 0) -> Estimate:
-    value = value + rng.uniform(-0.02, 0.02)
-    return Estimate(value, value - width, value + width * 1.2, n, missing)
+@pytest.fixture(scope="module")
+def text(results) -> str:
+    return page(results, "results.json")
 
 
-def share(value: float, rng: random.Random, *, missing: int = 0) -> Estimate:
-    value = min(1.0, max(0.0, value + rng.uniform(-0.03, 0.03)))
-    half = 0.02 + 0.11 * math.sqrt(value * (1 - value))
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), 96 - missing, missing)
-
-
-def synthetic(*, arms: tuple[str, ...] = tuple(QUALITY), seed: int = 0) -> Results:
-    """Twenty-four tasks in three groups with everything that makes a page difficult."""
-    rng = random.Random(seed)
-    tasks = [{"name": "refusal", "genre": "refusal", "group": "refusal"}]
-    tasks += [{"name": "backdoor", "genre": "backdoor", "group": "backdoor"}]
-    tasks += [{"name": name, "genre": g, "group": "concepts"} for g, names in CONCEPTS.items() for name in names]
-    points, costs = [], []
-    for task in tasks:
-        hard = rng.uniform(0.7, 1.05) if task["group"] == "concepts" else 1.0
-        for arm in arms:
-            for strength in allowed(arm):
-                points += _points(task["name"], arm, strength, hard, rng)
-                if arm != "unsteered":
-                    costs.append(_cost(task["name"], arm, strength, rng))
-    return Results(
-        run="2026-07-30-1405-a3f9c1",
-        created="2026-07-30T14:05:12+00:00",
-        title="Twenty-four behaviours of the pilot, turned up and down",
-        model={"id": "pilot", "revision": "r3", "fingerprint": "9f02c1d7e4", "layers": 8, "width": 256, "dtype": "float32"},
-        config={
-            "evaluate": {"seeds": [0, 1, 2], "strengths": STRENGTHS, "budget": 9, "max_lost": 0.1, "dev": 0.5},
-            "fit": {"pairs": 48, "layer": 5, "method": {"name": "cdas", "rank": 1, "epochs": 6, "lr": 0.004}},
-            "tokens": 48, "note": "a path with <angle brackets> & ampersands",
-        },
-        tasks=tasks,
-        arms=[Arm(name, LABELS[name], {"name": name.split("-")[0], "rank": 4 if name == "cdas-r4" else 1}) for name in arms],
-        strengths=STRENGTHS,
-        points=points,
-        costs=costs,
-        table=[row for arm in arms for row in _rows(arm, rng)],
-        layers=[x for arm in ("cdas", "diff_means") if arm in arms for x in _layers(arm, tasks, rng)],
-        samples=[x for task in tasks[:3] for arm in arms for x in _samples(task["name"], arm)],
-        meter={"fit": {"seconds": 412.2, "cpu_seconds": 790.0, "peak_mib": 1630.2}, "generate": {"seconds": 1203.9,
-               "cpu_seconds": 2300.5, "peak_mib": 1801.0}, "evaluate": {"seconds": 59.96, "peak_mib": 1801.0}},
-        versions={"steerlab": "0.1.0", "torch": "2.13.0", "transformers": "5.16.1", "python": "3.11.7"},
-        notes=["One fit of pca at seed 2 came out with a flipped sign; it is kept as it is."],
+def small(**changes) -> Results:
+    """One task, one method and the unsteered model."""
+    full = synthetic(arms=("cdas", "unsteered"), seed=1)
+    kept = [r for r in full.table if r.group == "refusal"]
+    cut = replace(
+        full, tasks=full.tasks[:1], table=kept, layers=[], samples=[],
+        points=[p for p in full.points if p.task == "refusal"], costs=[c for c in full.costs if c.task == "refusal"],
     )  # fmt: skip
+    return replace(cut, **changes)
 
 
-def _points(task: str, arm: str, strength: float, hard: float, rng: random.Random) -> list[Point]:
-    reach, cost = QUALITY[arm]
-    ways = ["suppress"] if arm == "ablation" else ["elicit"] * (strength >= 0) + ["suppress"] * (strength <= 0)
-    found = []
-    for direction in ways:
-        dose = 1 - math.exp(-2.4 * abs(strength))
-        effect = 0.03 + (0.97 if direction == "suppress" else 0.9) * reach * hard * dose / 0.91
-        broken = max(0.0, abs(strength) - 1.0) * (0.15 + 2 * cost)
-        lost = task == "trains" and strength == 1.5
-        few = 3 if arm == "kl_das" else 0
-        values = [share(min(effect, 1.0) * (1 - b), rng, missing=few) for b in (0.0, broken, 0.3, 0.05, 0.02)]
-        effect_, joint, degree, repetition, _ = [NOTHING if lost else v for v in values]
-        fine = NOTHING if lost else share(1 - broken, rng, missing=few)
-        found.append(Point(task, arm, direction, "test", strength, effect_, joint, degree, fine, fine, repetition))
-    return found
+def empty() -> Results:
+    return Results("r", "yesterday", "", {}, {}, [], [], [], [], [], [])
 
 
-def _cost(task: str, arm: str, strength: float, rng: random.Random) -> Cost:
-    cost = QUALITY[arm][1] * abs(strength) ** 2.1 * (1.7 if strength < 0 else 1.0)
-    if arm == "pca" and strength == 2:
-        cost = 0.85  # broken altogether
-    lost = around(cost, rng, n=400)
-    ratio = around(1 + 4 * cost, rng, n=200)
-    return Cost(task, arm, "test", strength, share(0.84 - cost, rng), lost, share(0.12 + cost, rng), share(cost / 3, rng),
-                NOTHING if arm == "probe" else ratio, around(cost * 2, rng, n=64))  # fmt: skip
+def rows_of(text: str, key: str) -> list[str]:
+    part = text[text.index(f'<section id="{key}"') :]
+    return re.findall(r"<tr.*?</tr>", part[: part.index("</section>")])
 
 
-def _rows(arm: str, rng: random.Random) -> list[Row]:
-    reach, cost = QUALITY[arm]
-    rows = []
-    for group, ease in (("refusal", 1.0), ("backdoor", 1.02), ("concepts", 0.85)):
-        for direction in ("elicit", "suppress"):
-            for setting in ("unit",) if arm in ("unsteered", "prompt") else ("unit", "tuned"):
-                if arm == "ablation" and direction == "elicit":
-                    continue
-                gain = 1.07 if setting == "tuned" else 1.0
-                effect, joint = share(reach * ease * gain, rng, missing=7), share(reach * ease * gain * 0.93, rng, missing=7)
-                strength = {"unit": "0" if arm == "unsteered" else "1" if direction == "elicit" else "-1",
-                            "tuned": ("0.5 to 1.5" if direction == "elicit" else "-1.5 to -0.5") if group == "concepts" else "1.5"}[setting]  # fmt: skip
-                rows.append(Row(arm, group, direction, setting, strength, effect, joint, share(reach * 0.6, rng),
-                                around(cost, rng, n=800), share(cost / 3, rng), NOTHING if arm == "probe" else
-                                around(1 + cost * 4, rng), around(cost * 2, rng), share(0.02, rng),
-                                None if arm == "unsteered" else max(0.0, (effect.mean or 0) - 0.07)))  # fmt: skip
-    return rows
+def test_every_section_is_there_and_every_inner_link_arrives(text):
+    dom = Dom(text)
+    ids = [a["id"] for _, a in dom.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert [a["id"] for a in dom.all("section")] == [
+        "short", "table", "dose", "frontier", "layers", "samples", "missing", "setup",
+    ]  # fmt: skip
+    inner = [a["href"][1:] for a in dom.all("a") if a["href"].startswith("#")]
+    assert inner and set(inner) <= set(ids)
+    assert {a["aria-labelledby"] for a in dom.all("section")} <= set(ids)
+    assert all(a.get("aria-label") for a in dom.all("svg"))
+    assert all(a.get("scope") for a in dom.all("th"))
 
 
-def _layers(arm: str, tasks: list[dict[str, str]], rng: random.Random) -> list[Layer]:
-    found = []
-    for task in tasks[:5]:
-        for direction in ("elicit", "suppress"):
-            for layer in range(8):
-                height = math.exp(-((layer - 4.5) ** 2) / 5)
-                effect = NOTHING if layer == 7 and arm == "diff_means" else share(0.95 * height, rng)
-                found.append(Layer(task["name"], arm, layer, direction, effect, around(0.2 * height**3 * (layer < 4), rng)))
-    return found
+def test_the_page_loads_nothing(text):
+    dom = Dom(text)
+    assert "://" not in text and "url(" not in text and "@import" not in text
+    assert not [a for _, a in dom.elements if "src" in a or "srcset" in a]
+    assert {a["href"] for a in dom.all("a") if not a["href"].startswith("#")} == {"./results.json"}
+    policy = next(a["content"] for a in dom.all("meta") if a.get("http-equiv"))
+    digest = base64.b64encode(hashlib.sha256("".join(dom.script).encode()).digest()).decode()
+    assert "default-src 'none'" in policy and f"'sha256-{digest}'" in policy
 
 
-HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> & <b>bold</b>\x00\u202eevil'
+def test_hostile_text_is_inert_wherever_it_stands():
+    bad = HOSTILE + "\ud800"
+    row = replace(small().table[0], group=bad, strength=bad)
+    point, cost = replace(small().points[0], task=bad), replace(small().costs[0], task=bad)
+    results = small(
+        run=bad, created=bad, title=bad, model={"id": bad, bad: bad}, config={bad: [bad], "seeds": bad}, notes=[bad],
+        tasks=[{"name": bad, "genre": bad, "group": bad}], arms=[Arm("cdas", bad, {bad: bad}), Arm("unsteered", bad)],
+        points=[point, replace(point, strength=1.0)], costs=[cost], table=[row],
+        layers=[Layer(bad, "cdas", 1, "elicit", NOTHING, NOTHING)], versions={bad: bad}, meter={bad: {bad: 1.0}},
+        samples=[Sample(bad, "cdas", "elicit", bad, [{"strength": 1.0, "text": bad}])],
+    )  # fmt: skip
+    text = page(results, "<img>.json")
+    text.encode()
+    dom = Dom(text)
+    assert len(dom.all("script")) == 1 and not dom.all("img") and not dom.all("b")
+    assert not [name for _, a in dom.elements for name in a if name.startswith("on")]
+    assert "alert" not in "".join(dom.script)
+    shown = HOSTILE.replace("\x00", "\u2400") + "\ufffd"
+    assert sum(shown in words for words in dom.words) >= 12
 
 
-def _samples(task: str, arm: str) -> list[Sample]:
-    if arm == "unsteered":
-        return []
-    found = []
-    for direction in ("suppress",) if arm == "ablation" else ("elicit", "suppress"):
-        replies = []
-        for s in sorted({0.0, *allowed(arm)}):
-            if arm != "ablation" and s * (1 if direction == "elicit" else -1) < 0:
-                continue
-            text = "The kettle is on the left. Warm the pot, add a spoon of leaves for each guest, and wait four minutes. " * (
-                1 + int(abs(s))
-            )
-            text = HOSTILE if s == 0.5 and task == "refusal" else "" if s == 1.5 else "tea " * 60 if abs(s) == 2 else text
-            verdict = None if s == -0.5 else abs(s) >= 1
-            replies.append({"strength": s, "text": text, "effect": verdict, "follows": abs(s) < 2, "fluent": 0.72 if abs(s) == 1.5 else abs(s) < 2})
-        found.append(Sample(task, arm, direction, f"How do I make tea for four? (about {task})", replies))
-    return found
+def test_the_figures_of_the_table_are_those_of_the_results(results, text):
+    rows = [r for r in rows_of(text, "table") if "data-setting" in r]
+    assert len(rows) == len(results.table)
+    figures = Figures(results)
+    wanted = {(figures.label(r.arm), r.setting, f"{m.of(r).mean:.9g}", m.text(m.of(r).mean), m.interval(m.of(r)))
+              for r in results.table for m in MEASURES if m.of(r).mean is not None}  # fmt: skip
+    found = set()
+    for row in rows:
+        arm, setting = re.search(r'scope="row">(.*?)</th>', row)[1], re.search(r'data-setting="(.*?)"', row)[1]
+        for cell in re.findall(r'<td class="num" data-sort="(.*?)".*?>(.*?)</td>', row):
+            inner = Dom(cell[1]).words
+            if inner[-1].startswith("["):
+                found.add((arm, setting, cell[0], inner[0], inner[-1]))
+    assert found == wanted
+
+
+def test_what_is_missing_is_shown_as_missing_and_never_as_zero(text):
+    row = next(r for r in rows_of(text, "table") if "Probe" in r)
+    cell = re.search(r'<td class="num" title="n 0, 12 missing">(.*?)</td>', row)
+    assert cell and Dom(cell[1]).words == ["–", "12 missing"]
+    assert "Effect at +1.5: missing, n 0, 12 missing" in text
+    assert "Effect at +1.5: 0.0 %" not in text
+
+
+def test_the_best_method_of_a_column_is_marked_and_a_reference_never(results, text):
+    rows = [r for r in rows_of(text, "table") if "data-setting" in r]
+    best = max(
+        r.joint.mean for r in results.table if (r.group, r.direction, r.setting) == ("concepts", "suppress", "tuned")
+    )
+    assert any(f'<span class="best">{MEASURES[1].text(best)}<' in row for row in rows)
+    references = [r for r in rows if any(f">{LABELS[a]}</th>" in r for a in ("unsteered", "random", "prompt"))]
+    assert references and not [r for r in references if "best" in r]
+
+
+def test_the_summary_says_who_won_at_what_cost_and_how_the_references_do():
+    def row(arm: str, joint: float | None, lost: float | None) -> Row:
+        e = [Estimate(v, None if v is None else v - 0.01, None if v is None else v + 0.01, 50) for v in (joint, lost)]
+        return Row(arm, "refusal", "elicit", "unit", "1", e[0], e[0], e[0], e[1], e[1], e[1], e[1], e[1])
+
+    arms = [Arm(name, LABELS[name]) for name in ("unsteered", "prompt", "cdas", "diff_means")]
+    table = [
+        row("unsteered", 0.04, None),
+        row("cdas", 0.9, 0.031),
+        row("diff_means", 0.61, 0.08),
+        row("prompt", 0.95, 0.0),
+    ]
+    words = Dom(page(small(arms=arms, table=table, points=[], costs=[]), "x.json")).words
+    told = " ".join("".join(words).replace("\xa0", " ").split())
+    assert "CDAS, rank 1 has the highest joint success at unit strength, nothing tuned: 90.0 %" in told
+    assert "for 3.1 points of capability lost. Next is Difference of means with 61.0 %, for 8.0 points." in told
+    assert (
+        "the model left alone reaches 4.0 %; a random direction was not measured; asking for it in the prompt reaches"
+        in told
+    )
+    assert "The prompt does better than every method for refusal elicited." in told
+
+
+def test_every_curve_starts_at_the_unsteered_model(results):
+    figures = Figures(results)
+    levels = figures.levels("cdas", ["refusal"], "suppress", lambda p: p.effect)
+    plain = next(p for p in results.points if (p.arm, p.task, p.direction) == ("unsteered", "refusal", "suppress"))
+    assert [v.strength for v in levels] == [-2, -1.5, -1, -0.5, 0] and levels[-1].estimate == plain.effect
+    assert next(v for v in figures.lost("cdas", ["refusal"]) if v.strength == 0).estimate.mean == 0
+
+
+def test_a_mean_over_tasks_leaves_out_and_counts_what_is_missing():
+    mean = average([Estimate(0.2, 0.1, 0.3, 10), Estimate(0.6, 0.5, 0.7, 10, 2), Estimate(None, None, None, 0, 12)])
+    assert mean.mean == pytest.approx(0.4) and (mean.n, mean.missing) == (20, 14)
+    assert 0.2 <= mean.low <= 0.4 <= mean.high <= 0.6
+
+
+def test_an_arm_with_a_shorter_reach_says_so_and_keeps_the_common_axis(results):
+    figures = Figures(results)
+    chart, span = dose_chart(figures, "ablation", figures.groups["concepts"], wide=True)
+    assert span == "0 to +1 only" and (chart.x.low, chart.x.high) == (-2.1, 2.1)
+    assert [s.label for s in chart.series] == ["suppressed", "joint", "lost"]
+
+
+def test_the_frontier_keeps_what_no_other_beats():
+    assert undominated([(5, 50), (1, 20), (6, 50), (3, 10), (9, 80)]) == [1, 0, 4]
+
+
+def test_signs_and_zeros_are_written_as_numbers_are_read():
+    assert [signed(v, 1) for v in (-0.04, -1.25, 0.0, math.inf)] == ["0.0", "−1.2", "0.0", "∞"]
+    assert [strength_text(s) for s in (-1.5, 0.0, 1.0)] == ["−1.5", "0", "+1"]
+
+
+def test_verdicts_are_told_in_words_and_the_unjudged_is_not_a_no(text):
+    part = text[text.index('<section id="samples"') :]
+    for words in (
+        "✓ effect",
+        "✗ no effect",
+        "? effect: unjudged",
+        "✗ doesn’t follow",
+        "fluent 0.72",
+        "(an empty reply)",
+    ):
+        assert words in part
+
+
+def test_time_memory_and_configuration_are_kept(text):
+    for words in (
+        "6 min 52 s",
+        "1,801 MiB",
+        "evaluate.budget",
+        "5.16.1",
+        "a path with &lt;angle brackets&gt; &amp; ampersands",
+    ):
+        assert words in text
+
+
+def test_an_empty_evaluation_says_so_in_every_section():
+    text = page(empty(), "results.json")
+    assert Dom(text).words.count("No layer profile was measured.") == 1
+    parts = text.split("<section ")[1:]
+    assert len(parts) == 8 and all('class="nothing"' in part for part in parts)
+
+
+def test_the_same_results_give_the_same_bytes_and_the_json_beside_is_the_same_results(tmp_path):
+    results = small()
+    one, two = write(results, tmp_path / "a" / "report.html"), write(results, tmp_path / "b" / "report.html")
+    assert one.read_bytes() == two.read_bytes()
+    assert Results.load(one.with_name("results.json")) == results
+
+
+@pytest.mark.parametrize("data", ["report.html", "elsewhere/results.json"])
+def test_the_figures_need_a_name_of_their_own_beside_the_report(tmp_path, data):
+    with pytest.raises(ArtefactError, match=r"expected a file name other than the report's"):
+        write(small(), tmp_path / "report.html", data=data)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+@pytest.mark.parametrize("width", [360, 1500])
+def test_a_browser_shows_it_without_overflow_and_its_scripts_run(tmp_path, text, width):
+    probe = "parent.postMessage([document.documentElement.scrollWidth,document.querySelectorAll('[role=tab]').length].join(),'*')"
+    inner = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text)  # the probe isn't in the policy
+    (tmp_path / "page.html").write_text(inner.replace("</body>", f"<script>{probe}</script></body>"), encoding="utf-8")
+    outer = "<body><script>onmessage=e=>document.body.append('got '+e.data)</script>"
+    outer += f"<iframe src=page.html width={width} height=800>"
+    (tmp_path / "frame.html").write_text(outer, encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/p", "--dump-dom",
+               "--virtual-time-budget=20000", f"file://{tmp_path}/frame.html"]  # fmt: skip
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    scroll, tabs = re.findall(r"got (\d+),(\d+)", dumped)[0]
+    assert int(scroll) <= width and int(tabs) == 6

@@ -7,6 +7,7 @@ Every fragment of a chart or report is made by `tag`, so that forgetting to esca
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ Value = str | int | float | bool | None
 
 _SVG_EMPTY = frozenset({"path", "line", "circle", "rect", "polygon", "polyline"})
 _HTML_EMPTY = frozenset({"meta", "br", "hr", "link", "input", "col"})
-_KEPT_CONTROLS = "\t\n"
+_ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # neither HTML nor XML may hold them
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +30,14 @@ class Markup:
 
 def escaped(text: object) -> str:
     """Text that a browser and an XML parser show as it is: markup escaped, control characters and lone surrogates visible."""
-    shown = "".join(_visible(c) for c in str(text).replace("\r\n", "\n").replace("\r", "\n"))
+    shown = _ODD.sub(_visible, str(text).replace("\r\n", "\n"))
     return html.escape(shown, quote=True)
 
 
-def _visible(character: str) -> str:
-    code = ord(character)
-    if code < 0x20 and character not in _KEPT_CONTROLS:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
-    if 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE:
-        return "\ufffd"
-    return character
+def _visible(found: re.Match[str]) -> str:
+    """A picture of a control character of ASCII; the replacement character for the rest."""
+    code = ord(found[0])
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
 def number(value: float) -> str:

@@ -160,7 +160,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     top = high - gap * (len(order) - 1)
     placed = [0.0] * len(order)
     for k, i in enumerate(order):
-        placed[i] = max(low, min(free[k], top)) + k * gap
+        placed[i] = float(max(low, min(free[k], top)) + k * gap)
     return placed
 
 

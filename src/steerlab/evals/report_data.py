@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from .results import Arm, Cost, Direction, Point, Results, Row
@@ -43,6 +43,11 @@ class Standing(NamedTuple):
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
     """The mean over tasks, with a bootstrap over tasks; n and what is missing are summed. One task keeps its interval."""
+    return _averaged(tuple(estimates))
+
+
+@lru_cache(maxsize=8192)  # the same mean is drawn as a curve, told in a table and set against its cost
+def _averaged(estimates: tuple[Estimate, ...]) -> Estimate:
     there = [e for e in estimates if e.mean is not None]
     n, missing = sum(e.n for e in estimates), sum(e.missing for e in estimates)
     if len(there) <= 1:

@@ -107,7 +107,7 @@ footer{{border-top:1px solid var(--rule);margin-top:2.8rem;padding-top:.8rem;fon
 _PRINT = """
 @media print{
 body{font-size:9.5pt}main{max-width:none;padding:0}nav,.tabs,.picks{display:none}
-section{break-inside:auto}figure,.sample,tr{break-inside:avoid}h2,h3,summary{break-after:avoid}
+section{break-inside:auto}figure,.sample,tr{break-inside:avoid}h2,h3,summary,.lede{break-after:avoid}
 .panel[hidden]{display:block}.tabbed.on h3{display:block}.wide,.replies{overflow:visible}table{font-size:6.8pt}
 th,td{padding-right:.4rem}tbody th{position:static}.text{max-height:none}.replies{flex-wrap:wrap}
 }
