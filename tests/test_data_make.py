@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,26 @@ def test_the_journal_of_another_job_is_not_continued(tmp_path: Path, change: dic
     assert "another job" in str(caught.value)
     assert journal.read_bytes() == before
     assert not out.exists()
+
+
+def test_another_rule_of_the_same_judge_is_another_job(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Words(Judge):
+        words: frozenset[str]
+
+        def __call__(self, reply: str, example: Example) -> Score:
+            return Score(float(any(word in reply for word in self.words)))
+
+    out, engine = tmp_path / "gold.jsonl", Parrot()
+    engine.stop_after = 2
+    options = MakeOptions(pairs=20, batch=4)
+    gold, both = Words(frozenset({"golden", "gilt"})), Words(frozenset({"golden", "grey"}))
+    with pytest.raises(KeyboardInterrupt):
+        make(engine, "gold", ASKS, out=out, judge=gold, options=options)
+    with pytest.raises(DataError, match="another job.*judge: "):
+        make(Parrot(), "gold", ASKS, out=out, judge=both, options=options)
+    again = Words(frozenset({"gilt", "golden"}))
+    assert make(Parrot(), "gold", ASKS, out=out, judge=again, options=options).report.resumed == 4
 
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:

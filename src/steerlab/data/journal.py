@@ -6,9 +6,12 @@ is dropped, and its piece is done again.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import re
+import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,3 +103,30 @@ class Journal:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def settled(thing: object, depth: int = 6) -> Any:
+    """What settles how an object acts, as plain data that is the same in every process: its class and its fields."""
+    if thing is None or isinstance(thing, (str, int, float, bool)):
+        return thing
+    if isinstance(thing, re.Pattern):
+        return [thing.pattern, thing.flags]
+    if isinstance(thing, Mapping):
+        return {str(k): settled(v, depth) for k, v in cast("Mapping[object, object]", thing).items()}
+    if isinstance(thing, (list, tuple)):
+        return [settled(v, depth) for v in cast("Iterable[object]", thing)]
+    if isinstance(thing, (set, frozenset)):  # in whatever order: string hashes differ between processes
+        return sorted(json.dumps(settled(v, depth), sort_keys=True) for v in cast("Iterable[object]", thing))
+    kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    if not depth:
+        return kind
+    if isinstance(thing, types.FunctionType):
+        return [thing.__qualname__, thing.__code__.co_code.hex(), settled(thing.__code__.co_consts, depth - 1)]
+    if (known := getattr(thing, "fingerprint", None)) is not None:  # an engine: its model, and not all that it holds
+        return [kind, settled(known, depth - 1)]
+    names = (
+        [f.name for f in dataclasses.fields(thing)]
+        if dataclasses.is_dataclass(thing)
+        else [*getattr(thing, "__dict__", ())]
+    )
+    return {"kind": kind, **{name: settled(getattr(thing, name), depth - 1) for name in names}}

@@ -23,7 +23,7 @@ from .. import progress
 from ..contrast import Contrast, Example
 from ..errors import DataError
 from .examples import family_of, squash
-from .journal import Journal
+from .journal import Journal, settled
 from .readers.jsonl import write
 from .requests import MakeOptions, asked
 
@@ -328,14 +328,14 @@ def _job(
     """What tells one making from another, for its journal."""
     rows = "\n".join(json.dumps(e.to_json(), sort_keys=True) for e in asks)
     model = json.dumps([engine.fingerprint, engine.template], sort_keys=True, default=str)
-    told = None if judge is None else f"{type(judge).__name__}, threshold {judge.threshold}"
+    rule = json.dumps(settled(judge), sort_keys=True)
     return {
         "make": 1,
         "concept": concept,
         "model": engine.name,
         "weights": hashlib.sha256(model.encode()).hexdigest()[:16],
         "instructions": hashlib.sha256(rows.encode()).hexdigest()[:16],
-        "judge": told,
+        "judge": None if judge is None else f"{type(judge).__name__} {hashlib.sha256(rule.encode()).hexdigest()[:16]}",
         **{k: v for k, v in dataclasses.asdict(options).items() if k != "pairs"},
     }
 
