@@ -406,6 +406,7 @@ def test_a_real_model_answers_both_sides(tmp_path: Path) -> None:
     made = make(engine, "a cat", starts, out=out, options=options)
     assert made.report.made == 3
     assert made.contrast == make(engine, "a cat", starts, options=options).contrast == data.read(out)
+    assert made.contrast.source == "answered by stories260k"
     longer = make(engine, "a cat", starts, options=MakeOptions(**{**vars_of(options), "pairs": 4})).report
     assert [(d.reason, d.count) for d in longer.dropped] == [("the engine refuses the prompt", 1)]
     assert "512" in longer.dropped[0].example

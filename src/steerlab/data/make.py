@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -133,7 +134,7 @@ def make(
         journal.end()
         raise DataError(f"no pair could be made for {concept!r}: {report.told()}. {_advice(report)}")
     positive, negative = zip(*gathered.pairs, strict=True)
-    contrast = Contrast(positive, negative, paired=True, concept=concept, source=f"answered by {engine.name}")
+    contrast = Contrast(positive, negative, paired=True, concept=concept, source=f"answered by {_name(engine)}")
     if out is not None:
         write(contrast, out)
     journal.end()
@@ -338,6 +339,11 @@ def _job(
         "judge": None if judge is None else f"{type(judge).__name__} {hashlib.sha256(rule.encode()).hexdigest()[:16]}",
         **{k: v for k, v in dataclasses.asdict(options).items() if k != "pairs"},
     }
+
+
+def _name(engine: Runner) -> str:
+    """The model's name; of a folder its last part, so that a file that travels tells nothing of this machine."""
+    return Path(engine.name).name if Path(engine.name).is_absolute() else engine.name
 
 
 def _advice(report: MakeReport) -> str:
