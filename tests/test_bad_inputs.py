@@ -37,12 +37,12 @@ from steerlab.testing import planted, tiny
 ASK = sl.Example.ask("w1 w2", "w3")
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine():
     return tiny.engine("llama")
 
 
-@pytest.fixture()
+@pytest.fixture
 def steering():
     return sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(32))),))
 
@@ -539,7 +539,18 @@ def test_ctrl_c_in_training_leaves_nothing_half_written(tmp_path):
         for n in range(1, 40)
     ]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    words = ["fit", "cdas", "--data", "data.jsonl", "--model", "model", "--out", "out.safetensors", "--epochs", "100000"]
+    words = [
+        "fit",
+        "cdas",
+        "--data",
+        "data.jsonl",
+        "--model",
+        "model",
+        "--out",
+        "out.safetensors",
+        "--epochs",
+        "100000",
+    ]
     running = subprocess.Popen(
         [sys.executable, "-m", "steerlab", *words],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,

@@ -84,13 +84,13 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: module for module, held in _HOMES.items() for name in held}
 
-__all__ = [  # noqa: RUF022  (sorted, version last)
-    "ALL", "DECODING", "GENERATED", "LAST_PROMPT", "NOT_TEMPLATE", "PROMPT",
-    "Ablate", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast", "Control",
-    "DataError", "Edit", "EditError", "Example", "Gate", "HFEngine", "Intervention", "Judge", "JudgeError", "Message",
-    "Meta", "Method", "OneSided", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling",
-    "Scale", "Score", "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "UnsupportedError",
-    "Window", "first", "last", "load", "method", "__version__",
+__all__ = [  # noqa: RUF022  (plain order, the version last)
+    "ALL", "Ablate", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast",
+    "Control", "DECODING", "DataError", "Edit", "EditError", "Example", "GENERATED", "Gate", "HFEngine",
+    "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method", "NOT_TEMPLATE", "OneSided",
+    "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling", "Scale", "Score",
+    "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "UnsupportedError", "Window", "first",
+    "last", "load", "method", "__version__",
 ]  # fmt: skip
 
 
