@@ -146,6 +146,23 @@ def test_what_is_missing_is_shown_as_missing_and_never_as_zero(text):
     assert "Effect at +1.5: 0.0 %" not in text
 
 
+def test_where_nothing_could_be_judged_no_figure_appears():
+    def without(thing):
+        return replace(thing, **{k: NOTHING for k, v in vars(thing).items() if isinstance(v, Estimate)})
+
+    full = small()
+    rows = [replace(without(r), worst=None) for r in full.table]
+    points, costs = [without(p) for p in full.points], [without(c) for c in full.costs]
+    text = page(replace(full, table=rows, points=points, costs=costs), "results.json")
+    table = [words for row in rows_of(text, "table") for words in Dom(row).words]
+    assert {w for w in table if "missing" in w} == {"12 missing"} and "0.0" not in table and "0.00" not in table
+    dose = [words for row in rows_of(text, "dose") if "lost" not in row for words in Dom(row).words]
+    assert "–" in dose and "0.0" not in dose
+    chart, _ = dose_chart(Figures(replace(full, points=points, costs=costs)), "cdas", ["refusal"], wide=True)
+    drawn = {m.y for s in chart.series for m in s.marks if m.x != 0}
+    assert drawn == {None}
+
+
 def test_the_best_method_of_a_column_is_marked_and_a_reference_never(results, text):
     rows = [r for r in rows_of(text, "table") if "data-setting" in r]
     best = max(
