@@ -207,7 +207,14 @@ def test_every_curve_starts_at_the_unsteered_model(results):
 def test_a_mean_over_tasks_leaves_out_and_counts_what_is_missing():
     mean = average([Estimate(0.2, 0.1, 0.3, 10), Estimate(0.6, 0.5, 0.7, 10, 2), Estimate(None, None, None, 0, 12)])
     assert mean.mean == pytest.approx(0.4) and (mean.n, mean.missing) == (20, 14)
-    assert 0.2 <= mean.low <= 0.4 <= mean.high <= 0.6
+    assert 0.1 < mean.low <= 0.2 and 0.6 <= mean.high < 0.7
+
+
+def test_tasks_that_agree_do_not_look_certain():
+    one = Estimate(0.5, 0.4, 0.6, 50)
+    mean = average([one, replace(one, n=51)])
+    half = 0.1 / math.sqrt(2)  # two independent normals
+    assert mean.low == pytest.approx(0.5 - half, abs=0.01) and mean.high == pytest.approx(0.5 + half, abs=0.01)
 
 
 def test_an_arm_with_a_shorter_reach_says_so_and_keeps_the_common_axis(results):

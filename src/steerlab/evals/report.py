@@ -121,7 +121,7 @@ def _arms(figures: Figures) -> Markup:
 
 
 def _settings(arm: Arm) -> str:
-    return ", ".join(f"{key} {value}" for key, value in flat(arm.method)) or MISSING
+    return ", ".join(f"{key} {value}" for key, value in flat(arm.method) if value != MISSING) or MISSING
 
 
 def _meter(meter: Mapping[str, Any]) -> Markup:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 from .results import Arm, Cost, Direction, Point, Results, Row
-from .stats import Estimate, bootstrap
+from .stats import Estimate
 
 REFERENCES = ("unsteered", "random", "prompt")
 DIRECTIONS: tuple[Direction, ...] = ("elicit", "suppress")
 NOTHING = Estimate(None, None, None, 0)
+_NORMAL_95 = 1.959964
 NO_LOSS = Estimate(0.0, None, None, 0)
 
 
@@ -42,7 +45,11 @@ class Standing(NamedTuple):
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over tasks, with a bootstrap over tasks; n and what is missing are summed. One task keeps its interval."""
+    """The mean over tasks; n and what is missing are summed. One task keeps its interval.
+
+    The interval is a bootstrap over tasks in which each drawn task varies as its own interval says (as a normal), so that
+    two tasks that happen to agree don't look certain.
+    """
     return _averaged(tuple(estimates))
 
 
@@ -53,8 +60,14 @@ def _averaged(estimates: tuple[Estimate, ...]) -> Estimate:
     if len(there) <= 1:
         kept = there[0] if there else NOTHING
         return Estimate(kept.mean, kept.low, kept.high, n, missing)
-    over = bootstrap([[[e.mean]] for e in there])
-    return Estimate(over.mean, over.low, over.high, n, missing)
+    means = np.array([e.mean for e in there])
+    lows = np.array([e.mean if e.low is None else e.low for e in there])
+    highs = np.array([e.mean if e.high is None else e.high for e in there])
+    rng = np.random.default_rng(0)
+    pick = rng.integers(len(there), size=(1000, len(there)))
+    drawn = (means[pick] + (highs - lows)[pick] / (2 * _NORMAL_95) * rng.standard_normal(pick.shape)).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975]).clip(lows.min(), highs.max())  # a share stays one
+    return Estimate(float(means.mean()), float(low), float(high), n, missing)
 
 
 @dataclass(frozen=True)

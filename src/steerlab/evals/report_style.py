@@ -55,7 +55,7 @@ tbody th{{position:sticky;left:0;background:var(--paper);z-index:1;max-width:17r
 overflow-wrap:break-word;font-weight:600}}
 .num{{text-align:right;padding-left:.5rem}}
 .interval,.unit{{display:block;color:var(--soft);font-size:.86em;font-weight:400}}
-.short .interval{{display:inline}}.short th{{max-width:none}}
+.short .interval{{display:inline}}.short th{{max-width:none}}.short .at{{padding-left:1.2rem}}
 .short .who{{white-space:normal;min-width:8.5rem;max-width:15rem}}.narrow{{min-width:0}}
 .narrow th,.narrow td{{padding-right:1.6rem}}.wrapped{{white-space:normal;min-width:14rem}}
 .references{{font-style:italic}}.references tr:first-child>*{{border-top:1px solid var(--ink)}}
@@ -112,7 +112,8 @@ section{break-inside:auto}figure,.sample,tr{break-inside:avoid}h2,h3,summary,.le
 th,td{padding-right:.4rem}tbody th{position:static}.text{max-height:none}.replies{flex-wrap:wrap}
 }
 @media (prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
-@media (max-width:34rem){tbody th{max-width:8.5rem;min-width:6rem}.replies li{flex-basis:76%}.settings{columns:auto}}
+@media (max-width:34rem){tbody th{max-width:8.5rem;min-width:6rem}.replies li{flex-basis:76%}
+.short .interval{display:block}.short .who{min-width:6.4rem}.settings{columns:auto}}
 """
 
 CSS = PALETTE_CSS + CHART_CSS + _PAGE + _TABLES + _FIGURES + _PRINT

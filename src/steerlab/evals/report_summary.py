@@ -201,19 +201,7 @@ def in_short(figures: Figures) -> Markup:
     """One line per comparison: the best method, the next, and the references."""
     if not figures.cells:
         return section("short", "In short", nothing("No comparisons were made."))
-    kinds = ("unsteered", "random", "prompt")
-    heads = [
-        "Comparison",
-        "Best method",
-        "at strength",
-        "Joint success, %",
-        "Capability lost, points",
-        "Next best",
-        "%",
-    ]
-    heads += [f"{kind.capitalize()}, %" for kind in kinds]
-    row = tag("tr", None, *[tag("th", {"scope": "col", "class": "num" if k in _NUMERIC else None}, h)
-                            for k, h in enumerate(heads)])  # fmt: skip
+    row = tag("tr", None, *[_short_head(*head) for head in _SHORT_HEADS])
     body = tag("tbody", None, *[_short_row(figures, cell) for cell in figures.cells])
     at = "chosen on dev" if figures.setting == "tuned" else "1 (unit)"
     text = (
@@ -225,7 +213,16 @@ def in_short(figures: Figures) -> Markup:
     return section("short", "In short", lede(text), scrolled("In short", table), how_to_read())
 
 
-_NUMERIC = frozenset({3, 4, 6, 7, 8, 9})
+_SHORT_HEADS = (
+    ("Comparison", ""), ("Best method", ""), ("Joint success", "%"), ("Capability lost", "points"), ("At strength", ""),
+    ("Next best", ""), ("Joint success", "%"), ("Unsteered", "%"), ("Random", "%"), ("Prompt", "%"),
+)  # fmt: skip
+
+
+def _short_head(name: str, unit: str) -> Markup:
+    if not unit:
+        return tag("th", {"scope": "col", "class": "at" if name == "At strength" else None}, name)
+    return tag("th", {"scope": "col", "class": "num"}, name, tag("span", {"class": "unit"}, f" {unit}"))
 
 
 def _short_row(figures: Figures, cell: Cell) -> Markup:
@@ -234,8 +231,8 @@ def _short_row(figures: Figures, cell: Cell) -> Markup:
     best = contest[0] if contest else None
     second = contest[1] if len(contest) > 1 else None
     cells = [name, tag("td", {"class": "who"}, figures.label(best.arm) if best else MISSING)]
-    cells.append(tag("td", None, strengths_text(best.strength) if best else MISSING))
     cells += [_figure(JOINT, best), _figure(LOST, best)]
+    cells.append(tag("td", {"class": "at"}, strengths_text(best.strength) if best else MISSING))
     close = "≈ " if best and second and overlap(best.joint, second.joint) else ""
     cells.append(tag("td", {"class": "who"}, f"{close}{figures.label(second.arm)}" if second else MISSING))
     cells.append(tag("td", {"class": "num"}, JOINT.text(second.joint.mean if second else None)))
