@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ..judges.rule import stem, words_of
 from .clauses import Clause
 from .grammar import capitalise, fix_articles
 from .lexicon import Family, Topic, families, macros, pools, topics, words
@@ -74,6 +75,13 @@ class Task:
         found.extend(word for entry in topic.abroad for word in _content(entry.partition(" ")[2]))
         return " ".join(dict.fromkeys(found))
 
+    def on_subject(self) -> bool:
+        """Whether the plain answer names the subject, or two things near it."""
+        said = {stem(w) for clause in self.clauses for w in words_of(clause.text)}
+        if any(stem(w) in said for w in self.about.split()):
+            return True
+        return sum(stem(w) in said for w in set(self.near.split())) > 1
+
     @property
     def near(self) -> str:
         """Further words that go with the subject; two of them will do."""
@@ -91,7 +99,35 @@ def _everyday() -> frozenset[str]:
 
 
 _SMALL = frozenset(
-    ["a", "an", "the", "of", "in", "on", "at", "to", "with", "by", "from", "into", "and", "or", "for", "its", "it", "their", "them", "old", "young", "new", "small", "up", "out", "off", "over"]
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "with",
+        "by",
+        "from",
+        "into",
+        "and",
+        "or",
+        "for",
+        "its",
+        "it",
+        "their",
+        "them",
+        "old",
+        "young",
+        "new",
+        "small",
+        "up",
+        "out",
+        "off",
+        "over",
+    ]
 )
 
 
@@ -115,8 +151,11 @@ def make_task(
     if not short and rng.random() < 0.08:
         hint, limit = rng.choice(_LENGTH)
         wording = f"{wording} {hint}"
-    clauses = plain(chosen, scene.fork(), rng, limit)
-    return Task(chosen, scene, wording, verb_like, clauses)
+    for _ in range(4):  # an answer that never names its subject is drawn again
+        task = Task(chosen, scene, wording, verb_like, plain(chosen, scene.fork(), rng, limit))
+        if task.on_subject():
+            break
+    return task
 
 
 def _wording(family: Family, scene: Scene, rng: random.Random) -> tuple[str, bool]:
