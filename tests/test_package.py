@@ -44,41 +44,6 @@ def test_a_dataclass_is_its_own_configuration(tmp_path):
     assert config.build(CDAS, {"batch-size": 4}).batch_size == 4
 
 
-def test_a_third_partys_method_is_found_by_its_entry_point(tmp_path):
-    """A package with one file and one entry point is under the whole contract."""
-    package = tmp_path / "theirs"
-    (package / "theirs-1.0.dist-info").mkdir(parents=True)
-    (package / "theirs.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from steerlab.methods.diff_means import DiffMeans\n"
-        "@dataclass(frozen=True)\n"
-        "class Theirs(DiffMeans):\n"
-        "    '''Somebody else's.'''\n"
-    )
-    (package / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (package / "theirs-1.0.dist-info" / "entry_points.txt").write_text("[steerlab.methods]\ntheirs = theirs:Theirs\n")
-    command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "steerlab.testing.test_methods",
-        "--steerlab-methods", "theirs", "-c", "/dev/null",
-    ]  # fmt: skip
-    found = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env={**_environment(), "PYTHONPATH": str(package)}
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert "passed" in found.stdout
-    listed = subprocess.run(
-        [sys.executable, "-c", "from steerlab import plugins; print(plugins.names('methods'))"],
-        capture_output=True, text=True, env={**_environment(), "PYTHONPATH": str(package)}, check=True,
-    )  # fmt: skip
-    assert "'theirs'" in listed.stdout
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def test_every_method_has_a_file_of_its_name():
     assert {"cdas", "das", "kl_das", "pdas", "diff_means", "pca", "probe", "ablation", "random", "prompt"} <= set(
         plugins.names("methods")

@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def random_steering(seed: int, parts: int = 3) -> sl.Steering:
     generator = torch.Generator().manual_seed(seed)
-    kinds = [k for k in edits.kinds().values()]
+    kinds = list(edits.kinds().values())
     made = []
     for n in range(parts):
         edit = kinds[(seed + n) % len(kinds)].random(8, generator)

@@ -79,7 +79,7 @@ class Positions:
         message.
         """
         n, head = prompt_length[:, None], head[:, None]
-        in_prompt = (position >= 0) & (position < n)
+        in_prompt = position < n
         touched = position < -1  # all False, on the right device
         for start, stop, anchor in self.prompt:
             origin = head if anchor == "body" else 0

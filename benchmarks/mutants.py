@@ -1,0 +1,94 @@
+"""Breaks things on purpose and shows that the laws catch each: `make mutants`.
+
+Each mutant is one wrong line in a copy of the package. The laws run on the copy until the first one fails; a mutant that
+survives is a hole in the laws, and the script exits with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str = "test_engines.py"
+
+
+MUTANTS = (
+    Mutant("prompt mask off by one", "positions.py", "in_prompt = position < n\n", "in_prompt = position < n - 1\n"),
+    Mutant("generated window off by one", "positions.py", "within = position >= n + start\n            if stop is not None:\n                within &= position < n + stop", "within = position >= n + start + 1\n            if stop is not None:\n                within &= position < n + stop"),
+    Mutant("padding is steered", "positions.py", "within = (position >= first) & (position >= origin)", "within = (position >= first) | (position < 0)"),
+    Mutant("template's head is steered", "positions.py", 'origin = head if anchor == "body" else 0', "origin = 0", "test_positions.py"),
+    Mutant("no cast back to the model's dtype", "edits.py", "return self.apply(h.float(), s).to(h.dtype)", "return self.apply(h.float(), s)", "test_edits.py"),
+    Mutant("edit computed in the model's dtype", "edits.py", "return self.apply(h.float(), s).to(h.dtype)", "return self.apply(h, s.to(h.dtype)).to(h.dtype)", "test_engines.py"),
+    Mutant("a hook is left behind", "engines/hf_hooks.py", "                stack.callback(handle.remove)\n", ""),
+    Mutant("cache position one behind", "engines/hf_generate.py", "        self._last = self._last + 1\n", ""),
+    Mutant("sign of the strength swapped", "edits.py", "return torch.where(size <= 1, a + size * (p - a), p + (size - 1) * (p - o))", "return torch.where(size <= 1, a + size * (o - a), o + (size - 1) * (o - p))", "test_edits.py"),
+    Mutant("row 0's strength for every row", "engines/hf_hooks.py", "return self._ready\n", "return self._ready[0], self._ready[1][:1].expand_as(self._ready[1])\n"),
+    Mutant("block input instead of its output", "engines/hf_sites.py", 'return Point(block.module, "output", None, self.width)', 'return Point(block.module, "input", None, self.width)'),
+    Mutant("keys and values exchanged", "engines/hf_layout.py", 'read[role] = place * heads', 'read[{"key": "value", "value": "key"}.get(role, role)] = place * heads'),
+    Mutant("rows not dropped from the plan", "engines/hf_generate.py", "        self._plan.keep(staying)\n", ""),
+    Mutant("strength scales tensors twice", "edits.py", "return h + s * self.v", "return h + s * s.abs() * self.v", "test_edits.py"),
+    Mutant("a gate decides too late", "controls.py", "deciding = tokens.position == tokens.prompt_length[:, None] - 1", "deciding = tokens.position == tokens.prompt_length[:, None]"),
+    Mutant("another row's seed", "engines/base.py", "return [self.seed + i for i in range(rows)]", "return [self.seed + rows - i for i in range(rows)]"),
+    Mutant("the model's mode is not restored", "engines/hf_sites.py", "            module.training = True\n", "            module.training = False\n"),
+    Mutant("dropout of gradients: the model learns", "engines/hf.py", "with _without_gradients(self.model):", "with torch.enable_grad():"),
+    Mutant("difference of means reversed", "methods/base.py", "gap = positive.double().mean(dim=0) - negative.double().mean(dim=0)", "gap = negative.double().mean(dim=0) - positive.double().mean(dim=0)", "test_methods.py"),
+    Mutant("source read one token early", "methods/runs.py", "LAST_PROMPT)", "Positions(prompt=((-2, -1),)))", "test_methods.py"),
+)  # fmt: skip
+
+
+def main() -> int:
+    chosen = [m for m in MUTANTS if all(word in m.name for word in sys.argv[1:])]
+    survivors = []
+    for mutant in chosen:
+        started = time.perf_counter()
+        caught = catches(mutant)
+        print(
+            f"{'caught  ' if caught else 'SURVIVED'} {mutant.name:42} {time.perf_counter() - started:5.1f} s  {caught or ''}",
+            flush=True,
+        )
+        if not caught:
+            survivors.append(mutant.name)
+    print(f"bar mutants_caught {len(chosen) - len(survivors)} {len(chosen)}")
+    return 1 if survivors else 0
+
+
+def catches(mutant: Mutant) -> str:
+    """The law that fails on the mutant; empty where all pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "src"
+        shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+        file = copy / "steerlab" / mutant.file
+        text = file.read_text()
+        if mutant.old not in text:
+            raise SystemExit(
+                f"{mutant.name}: the line to break is no longer in {mutant.file}; bring the mutant up to date."
+            )
+        file.write_text(text.replace(mutant.old, mutant.new))
+        command = [
+            sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull,
+            "--tb=no", str(copy / "steerlab" / "testing" / mutant.tests),
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        found = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+        failed = [line for line in found.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        if found.returncode not in (0, 1):
+            raise SystemExit(f"{mutant.name}: the laws did not run:\n{found.stdout}{found.stderr}")
+        return failed[0].split("::", 1)[-1].split(" - ")[0] if failed else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
