@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test test-all mutants lint format readme bench-pilot table layers stories clean
+.PHONY: help setup demo test test-all mutants lint format bench-pilot table judges stories clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,18 @@ lint: setup  ## ruff, pyright (strict on src), import-linter
 
 format: setup  ## ruff's formatter
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench-pilot: setup  ## CDAS on both organisms at unit strength and tuned, with bars (tens of minutes)
+	@$(BIN)/python benchmarks/bench_pilot.py
+
+table: setup  ## every method on refusal, backdoor and the concepts (hours; resumable)
+	@$(BIN)/python benchmarks/table.py
+
+judges: setup  ## are the judges fooled by keyword lists, shuffled words, echoed prompts?
+	@$(BIN)/python benchmarks/table.py --judges
+
+stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
+	@$(BIN)/python benchmarks/stories.py
 
 clean:  ## remove the environment and what runs have left
 	rm -rf $(VENV) runs

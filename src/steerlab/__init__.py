@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from .judges.base import Judge, Score
-    from .load import load
+    from .loading import load
     from .methods.base import Method, method
     from .positions import (
         ALL,
@@ -74,7 +74,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "judges.base": ("Judge", "Score"),
-    "load": ("load",),
+    "loading": ("load",),
     "methods.base": ("Method", "method"),
     "positions": (
         "ALL", "DECODING", "GENERATED", "LAST_PROMPT", "NOT_TEMPLATE", "PROMPT", "Positions", "Window", "first", "last",

@@ -23,7 +23,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
 
     Values are converted the way YAML and flags need it (an int for a float, a list for a tuple, text for a number).
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     legal = [f.name for f in dataclasses.fields(cast("Any", cls)) if f.init]
     place = f" in {where}" if where else ""
@@ -35,7 +35,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
     checked: dict[str, Any] = {}
     for key, value in given.items():
         try:
-            checked[key] = TypeAdapter(types[key]).validate_python(value)
+            checked[key] = TypeAdapter(types[key], config=ConfigDict(coerce_numbers_to_str=True)).validate_python(value)
         except ValidationError as problem:
             told = "; ".join(e["msg"][0].lower() + e["msg"][1:] for e in problem.errors()[:2])
             raise ConfigError(f"{cls.__name__}.{key}{place} is {value!r}: {told}.") from problem

@@ -6,23 +6,15 @@ Nothing heavy is imported until a verb runs, so that `steerlab --help` answers a
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
 from ..errors import SteerlabError
 from ..version import __version__
 
+ABOUT = "Fit, apply, measure and ship interventions inside language models: turn a behaviour up or down, and know what it cost."
 INTERRUPTED = 130
-
-app = typer.Typer(
-    name="steerlab",
-    help="Fit, apply, measure and ship interventions inside language models: turn a behaviour up or down, and know what"
-    " it cost.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
 
 
 def _version(wanted: bool) -> None:
@@ -31,17 +23,25 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def steerlab(
+def _steerlab(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Turn a behaviour of a language model up or down, and know what it cost."""
 
 
-def _assemble(words: list[str]) -> None:
-    """Add the verbs. The methods' flags need their dataclasses, and are only built where `fit` is called."""
+def build(words: Sequence[str]) -> typer.Typer:
+    """The command line for these words: the flags of methods need their dataclasses, and are built for `fit` alone."""
     from . import data, demo, evaluate, fit, generate, pilot, show
 
+    app = typer.Typer(
+        name="steerlab",
+        help=ABOUT,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    app.callback()(_steerlab)
     app.command("demo")(demo.demo)
     if words[:1] == ["fit"]:
         app.add_typer(fit.group(words[1:]), name="fit")
@@ -52,18 +52,14 @@ def _assemble(words: list[str]) -> None:
     app.command("show")(show.show)
     app.add_typer(data.app, name="data")
     app.add_typer(pilot.app, name="pilot")
+    return app
 
 
-def _interrupted() -> None:
-    typer.secho("interrupted; finished parts are kept, nothing is half-written.", fg="yellow", err=True)
-    sys.exit(INTERRUPTED)
-
-
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """The entry point: 0 is well, 1 something was found amiss, 2 a mistake in what was given, 130 interrupted."""
+    words = sys.argv[1:] if words is None else list(words)
     try:
-        _assemble(sys.argv[1:])
-        app()
+        build(words)(list(words))
     except SteerlabError as problem:
         typer.secho(f"error: {problem}", fg="red", err=True)
         sys.exit(2)
@@ -73,6 +69,8 @@ def main() -> None:
         if end.code == INTERRUPTED:
             _interrupted()
         raise
-    except BrokenPipeError:  # the reader of a pipe has gone (`| head`)
-        sys.stderr.close()
-        sys.exit(0)
+
+
+def _interrupted() -> None:
+    typer.secho("interrupted; finished parts are kept, nothing is half-written.", fg="yellow", err=True)
+    sys.exit(INTERRUPTED)

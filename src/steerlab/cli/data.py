@@ -31,7 +31,7 @@ def check(
     """Tell what a contrast set holds and what is wrong with it; exits with 1 where something is an error."""
     from ..data import check as checked
     from ..data.render import table
-    from ..load import load, read_data
+    from ..loading import load, read_data
 
     contrast = read_data(file, layout=layout, concept=concept)
     report = checked(contrast, engine=load(model, template=template) if model else None)
@@ -68,7 +68,7 @@ def make(
     from ..data import make as made
     from ..data.render import made as rendered
     from ..judges.spec import parse_rule
-    from ..load import load
+    from ..loading import load
     from ..meter import Meter
 
     options = MakeOptions(pairs=pairs, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
@@ -95,7 +95,7 @@ def convert(
 ) -> None:
     """Write contrast data as our own JSON Lines."""
     from ..data import write
-    from ..load import read_data
+    from ..loading import read_data
 
     contrast = read_data(file, n=pairs, seed=seed, layout=layout, concept=concept)
     write(contrast, out)

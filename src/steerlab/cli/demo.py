@@ -22,7 +22,7 @@ def demo(
     from ..engines.base import Sampling
     from ..evals.measure import Amounts
     from ..evals.unit import ArmPlan, Plan
-    from ..load import load
+    from ..loading import load
     from ..meter import Meter
     from ..methods.base import method
     from ..pilot.suite import PilotSuite

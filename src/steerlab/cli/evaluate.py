@@ -186,7 +186,7 @@ def _suite(
     from .. import pilot
     from ..errors import ConfigError
     from ..evals.files import FileSuite
-    from ..load import load
+    from ..loading import load
     from ..pilot.suite import PilotSuite
 
     if data is None:

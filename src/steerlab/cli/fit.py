@@ -82,7 +82,7 @@ def fit(
     """Fit, save and show a steering."""
     refuse_overwriting(out, force)
     from .. import progress
-    from ..load import load, read_data
+    from ..loading import load, read_data
     from ..meter import Meter
     from ..methods.base import method
     from .show import described, drawn

@@ -55,7 +55,7 @@ def generate(
     Without --prompt, lines are read from the terminal or a pipe, each answered at once.
     """
     from ..engines.base import Sampling
-    from ..load import load
+    from ..loading import load
     from ..meter import Meter
 
     strengths = strength or ([0.0, 1.0] if steering else [0.0])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
+from ..artefact import plain
 from ..engines.base import Trainable
 from .results import Arm, Cost, Direction, Layer, Point, Results, Row, Sample
 from .stats import Clusters, Estimate, bootstrap
@@ -41,7 +42,7 @@ def summarise(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         title=title,
         model={"name": engine.name, "revision": engine.revision, "fingerprint": engine.fingerprint["shape"][:16]},
-        config=asdict(plan) | {"suite": suite.told()},
+        config=cast("dict[str, Any]", plain(asdict(plan) | {"suite": suite.told()})),
         tasks=[asdict(t) for t in tasks.values()],
         arms=arms,
         strengths=list(plan.strengths),

@@ -1,0 +1,85 @@
+"""The comparison table: every method of this repository on refusal, backdoor and the concepts. `make table` (long).
+
+Unit strength and tuned, the same dev prompts and strengths for every method, with intervals and every cost; ends with a
+check that the judges aren't fooled: keyword lists, shuffled positives and echoed prompts against real positives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+from pathlib import Path
+
+from steerlab import pilot
+from steerlab.cli.evaluate import measured, printed
+from steerlab.evals.measure import Amounts
+from steerlab.evals.unit import ArmPlan, Plan
+from steerlab.judges.rule import words_of
+from steerlab.pilot.suite import PilotSuite
+
+ARMS = (
+    ArmPlan("cdas", "cdas"), ArmPlan("cdas rank 4", "cdas", {"rank": 4}), ArmPlan("cdas push", "cdas", {"one_sided": True}),
+    ArmPlan("das", "das"), ArmPlan("kl_das", "kl_das"), ArmPlan("pdas", "pdas"),
+    ArmPlan("diff_means", "diff_means"), ArmPlan("diff_means paired", "diff_means", {"pooling": "paired"}),
+    ArmPlan("pca", "pca"), ArmPlan("probe", "probe"), ArmPlan("ablation", "ablation"),
+    ArmPlan("random", "random"), ArmPlan("prompt", "prompt"),
+)  # fmt: skip
+
+
+def fooled(variant: str = "pilot", n: int = 40) -> None:
+    """Shares that count as joint success: real positives against three ways to fool a word list."""
+    suite, rng = PilotSuite(variant), random.Random(0)
+    fluent, follows = suite.fluent(), pilot.follows()
+    kinds = ("real positives", "keyword list", "shuffled words", "echoed prompt", "plain answer")
+    counts = dict.fromkeys(kinds, 0)
+    total = 0
+    for concept in pilot.concepts(variant):
+        asked = pilot.prompts(f"asked:{concept.name}", n=n, seed=5, variant=variant)
+        plain = pilot.prompts("ordinary", n=n, seed=5, variant=variant)
+        lists = [
+            " ".join(rng.sample(sorted(set(words_of(e.answer or ""))), k=min(12, len(set(words_of(e.answer or ""))))))
+            for e in asked
+        ]
+        shuffled = [" ".join(rng.sample(ws := (e.answer or "").split(), len(ws))) for e in asked]
+        texts = {
+            "real positives": [e.answer or "" for e in asked], "keyword list": lists, "shuffled words": shuffled,
+            "echoed prompt": [e.instruction for e in asked], "plain answer": [e.answer or "" for e in plain],
+        }  # fmt: skip
+        for kind, replies in texts.items():
+            examples = plain if kind == "plain answer" else asked
+            for text, example in zip(replies, examples, strict=True):
+                verdicts = [j.present(j(text, example)) for j in (concept.judge, follows, fluent)]
+                counts[kind] += all(verdicts)
+        total += n
+    print("\nare the judges fooled? share that counts as joint success")
+    for kind in kinds:
+        print(f"  {kind:16} {counts[kind] / total:.3f}  (n={total})")
+    print(
+        f"bar judges_not_fooled {counts['real positives'] / total - max(counts[k] for k in kinds[1:]) / total:.3f} 0.500"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--site", help="block of every arm")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--variant", default="pilot")
+    parser.add_argument("--out", type=Path, default=Path("runs/table"))
+    parser.add_argument("--judges", action="store_true", help="the judges' check alone")
+    given = parser.parse_args()
+    if not given.judges:
+        suite = PilotSuite(given.variant)
+        plan = Plan(
+            arms=ARMS, tasks=tuple(t.name for t in suite.tasks()), seeds=tuple(range(given.seeds)), site=given.site,
+            curves=False, dev=Amounts(10, 40, 2, 0, 64), test=Amounts(16, 60, 8, 8, 64), samples=1,
+        )  # fmt: skip
+        printed(
+            measured(suite, plan, given.out / given.variant, workers=given.workers, title="Every method on the pilot")
+        )
+    fooled(given.variant)
+
+
+if __name__ == "__main__":
+    main()
