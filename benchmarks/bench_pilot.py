@@ -26,7 +26,9 @@ from steerlab.meter import Meter
 from steerlab.pilot.suite import PilotSuite
 
 LAYER_SEED = 1000
-ARMS = (ArmPlan("cdas", "cdas"), ArmPlan("push", "cdas", {"one_sided": True}), ArmPlan("random", "random"))
+CDAS, PUSH = ArmPlan("cdas", "cdas"), ArmPlan("push", "cdas", {"one_sided": True}, strengths=(1.0,))
+RANDOM = ArmPlan("random", "random", strengths=(1.0,))
+BOTH = ("refusal", "backdoor")
 DIRECTIONS = ("suppress", "elicit")
 
 
@@ -37,19 +39,22 @@ class Figures(NamedTuple):
     rows: dict[str, float]  # every share that the second organism has to come near
 
 
-def plan_for(tasks: tuple[str, ...], seeds: int, site: str | None) -> Plan:
+def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -> Plan:
+    """Refusal and backdoor: unit strength alone, many capability items. Concepts: tuned on dev."""
+    at_unit = set(tasks) <= set(BOTH)
     return Plan(
-        arms=ARMS, tasks=tasks, seeds=tuple(range(seeds)), site=site, curves=False, budget=0.10, samples=0,
-        dev=Amounts(prompts=12, items=40, neutral=2, texts=0, tokens=64),
-        test=Amounts(prompts=20, items=80, neutral=8, texts=8, tokens=64),
+        arms=(replace(CDAS, strengths=(1.0,)), PUSH, RANDOM) if at_unit else (CDAS, RANDOM),
+        tasks=tasks, seeds=seeds, site=site, strengths=(0.5, 1.0, 1.5, 2.0), curves=False, budget=0.10, samples=0,
+        dev=Amounts(prompts=12, items=30, neutral=1, texts=0, tokens=64),
+        test=Amounts(prompts=40, items=160, neutral=8, texts=8, tokens=64) if at_unit else Amounts(16, 40, 2, 2, 64),
     )  # fmt: skip
 
 
 def layer_of(suite: PilotSuite, folder: Path, workers: int) -> int:
-    """The layer with the best joint success over refusal, backdoor and eight concepts on dev."""
+    """The layer with the best joint success over refusal, backdoor and six concepts on dev."""
     concepts = [c.name for c in pilot.concepts(suite.variant)]
-    chosen = ("refusal", "backdoor", *concepts[:: max(1, len(concepts) // 8)][:8])
-    plan = replace(plan_for(chosen, 1, None), seeds=(LAYER_SEED,), arms=ARMS[:1])
+    chosen = (*BOTH, *concepts[:: max(1, len(concepts) // 6)][:6])
+    plan = replace(plan_for(chosen, (LAYER_SEED,), None), arms=(CDAS,))
     depth = suite.engine().depth
     units = run(suite, plan, folder, workers=workers, layers=range(depth))
     best, scores = choose_layer(units, plan.budget)
@@ -62,8 +67,12 @@ def layer_of(suite: PilotSuite, folder: Path, workers: int) -> int:
 
 def measured(variant: str, site: int, folder: Path, seeds: int, workers: int) -> list[dict]:
     suite = PilotSuite(variant)
-    tasks = tuple(t.name for t in suite.tasks())
-    return run(suite, plan_for(tasks, seeds, str(site)), folder / variant, workers=workers)
+    concepts = tuple(t.name for t in suite.tasks() if t.name not in BOTH)
+    return [
+        unit
+        for tasks in (BOTH, concepts)
+        for unit in run(suite, plan_for(tasks, tuple(range(seeds)), str(site)), folder / variant, workers=workers)
+    ]
 
 
 def told(units: list[dict], variant: str) -> Figures:

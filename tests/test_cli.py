@@ -134,7 +134,8 @@ def test_evaluate_on_the_users_own_files(steerlab, model, data, tmp_path):
     assert row["lost"]["mean"] is None, "no capability items were given: missing, not zero"
     code, shown, _ = steerlab(
         "evaluate", str(_saved(model, data, tmp_path)), "--data", data, "--rule", "words:w10,w11,w12", "--model", model,
-        "--seeds", "1", "--prompts", "4", "--capability", "0", "--tokens", "4", "--workers", "1", "--out", str(tmp_path / "two"), "--json",
+        "--seeds", "1", "--prompts", "4", "--capability", "0", "--tokens", "4", "--workers", "1",
+        "--out", str(tmp_path / "two"), "--json",
     )  # fmt: skip
     assert code == 0
     assert {r["arm"] for r in json.loads(shown)} == {"unsteered", "saved", "random", "prompt"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -42,7 +42,7 @@ DataSeed = Annotated[int, typer.Option(help="Seed of that draw.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")]
 
 
-def group(words: list[str]) -> typer.Typer:
+def group(words: Sequence[str]) -> typer.Typer:
     """The verb with one command per method; only the named method's flags are built, where one is named."""
     from .. import plugins
 

@@ -25,7 +25,7 @@ def run_layers(
         steering = fit_arm(suite, replace(plan, site=str(layer)), _at(arm, layer), task, seed, engine)
         here: dict[str, Any] = {}
         for direction in DIRECTIONS:
-            unit = [s for s in signed(plan, steering, arm.aim, direction) if abs(s) == 1]
+            unit = [s for s in signed(plan, steering, arm, direction) if abs(s) == 1]
             if not unit:
                 continue
             scaled = [steering.scaled(unit[0])]

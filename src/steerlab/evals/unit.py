@@ -25,13 +25,14 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """An arm: a method with its settings, or a saved steering (`file`)."""
+    """An arm: a method with its settings, or a saved steering (`file`); `strengths` replaces the plan's for it alone."""
 
     name: str
     method: str = ""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     file: str | None = None
     label: str = ""
+    strengths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if bool(self.method) == bool(self.file):
@@ -107,16 +108,16 @@ def fit_arm(suite: Suite, plan: Plan, arm: ArmPlan, task: str, seed: int, engine
     return method(arm.method, settings).fit(engine, suite.contrast(task, seed))
 
 
-def signed(plan: Plan, steering: Steering, aim: Aim, direction: Direction) -> list[float]:
-    """The strengths of the plan at which this steering can act in a direction, weakest first."""
+def signed(plan: Plan, steering: Steering, arm: ArmPlan, direction: Direction) -> list[float]:
+    """The strengths at which this arm can act in a direction, weakest first."""
     sign = 1.0 if direction == "elicit" else -1.0
-    if aim == "suppress":
+    if arm.aim == "suppress":
         sign = 1.0
         if direction == "elicit":
             return []
     low, high = steering.domain
     discrete = steering.prompt is not None
-    sizes = [1.0] if discrete else list(plan.strengths)
+    sizes = [1.0] if discrete else list(plan.strengths if arm.strengths is None else arm.strengths)
     return [sign * s for s in sizes if low - 1e-9 <= sign * s <= high + 1e-9]
 
 
@@ -147,21 +148,24 @@ def _run_arm(
     steering = fit_arm(suite, plan, arm, task, seed, engine)
     found: dict[str, Any] = {"fit": steering.meta.figures, "digest": steering.digest, "directions": {}}
     for direction in DIRECTIONS:
-        strengths = signed(plan, steering, arm.aim, direction)
+        strengths = signed(plan, steering, arm, direction)
         if not strengths:
             continue
         scaled = [steering.scaled(s) for s in strengths]
-        effects = measure_effects(suite, engine, task, direction, "dev", scaled, plan.dev, seed)
-        costs = meters["dev"].measure(scaled)
-        best = choose(strengths, effects, costs, plan.budget)
-        unit = strengths.index(1.0) if 1.0 in strengths else strengths.index(-1.0)
+        unit = min(range(len(strengths)), key=lambda n: abs(abs(strengths[n]) - 1))
+        if len(strengths) == 1:  # nothing to choose
+            effects, costs, best = [], [], 0
+        else:
+            effects = measure_effects(suite, engine, task, direction, "dev", scaled, plan.dev, seed)
+            costs = meters["dev"].measure(scaled)
+            best = choose(strengths, effects, costs, plan.budget)
         wanted = range(len(strengths)) if plan.curves else sorted({unit, unit if best is None else best})
         tested = [strengths[n] for n in wanted]
         again = [scaled[n] for n in wanted]
         test_effects = measure_effects(suite, engine, task, direction, "test", again, plan.test, seed)
         test_costs = meters["test"].measure(again)
         found["directions"][direction] = {
-            "dev": _told(strengths, effects, costs, 0),
+            "dev": _told(strengths, effects, costs, 0) if effects else [],
             "test": _told(tested, test_effects, test_costs, plan.samples),
             "unit": strengths[unit],
             "tuned": None if best is None else strengths[best],
