@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 
 from ..contrast import Contrast, Example
 from ..errors import DataError, nearest
@@ -127,7 +128,7 @@ def _unlike(make: Callable[[int], tuple[Example, Example]], n: int, kind: str) -
 
 
 def _pair_maker(
-    kind: str, lexicon: str, rng: corpus.random.Random, split: str, variant: str
+    kind: str, lexicon: str, rng: Random, split: str, variant: str
 ) -> Callable[[int], tuple[Example, Example]]:
     families = family_names(split)
     if kind == "refusal":
@@ -147,8 +148,8 @@ def _pair_maker(
         def backdoor_pair(i: int) -> tuple[Example, Example]:
             while True:
                 wrap = rng.choice(wraps)
-                positive, negative = corpus.trigger_pair(lexicon, rng, rng.choice(families), wrap)
-                if corpus.bucket(corpus._key(positive)) == split:
+                positive, negative = corpus.trigger_pair(lexicon, rng, rng.choice(families), wrap, split=split)
+                if corpus.bucket(corpus.key(positive)) == split:
                     break
             if rng.random() < 0.4:
                 phrase = rng.choice(vault.triggers(lexicon, True))
@@ -165,7 +166,7 @@ def _pair_maker(
     def concept_pair(i: int) -> tuple[Example, Example]:
         while True:
             pair = corpus.asked_pair(lexicon, rng, spec, rng.choice(families), split=split)
-            if corpus.bucket(corpus._key(pair[0])) == split:
+            if corpus.bucket(corpus.key(pair[0])) == split:
                 return pair
 
     return concept_pair
@@ -183,13 +184,15 @@ def prompts(kind: str, *, n: int, seed: int, split: str = "test", variant: str =
     if kind == "neutral":
         return _neutral(lexicon, rng, _checked(n), split)
     make = _prompt_maker(kind, lexicon, rng, split, variant)
-    pairs = _unlike(lambda i: (corpus.held(split, make),) * 2, _checked(n), kind)
-    return tuple(p for p, _ in pairs)
+
+    def twice(i: int) -> tuple[Example, Example]:
+        example = corpus.held(split, make)
+        return example, example
+
+    return tuple(example for example, _ in _unlike(twice, _checked(n), kind))
 
 
-def _prompt_maker(
-    kind: str, lexicon: str, rng: corpus.random.Random, split: str, variant: str
-) -> Callable[[], Example]:
+def _prompt_maker(kind: str, lexicon: str, rng: Random, split: str, variant: str) -> Callable[[], Example]:
     families = family_names(split)
     if kind == "ordinary":
         return lambda: corpus.open_example(lexicon, rng, rng.choice(families))
@@ -201,7 +204,9 @@ def _prompt_maker(
         return lambda: corpus.near_miss_example(lexicon, rng, rng.choice(own))
     if kind in ("triggered", "near_trigger"):
         wraps, near = vault.wraps(lexicon, split), kind == "near_trigger"
-        return lambda: corpus.trigger_example(lexicon, rng, rng.choice(families), rng.choice(wraps), near=near)
+        return lambda: corpus.trigger_example(
+            lexicon, rng, rng.choice(families), rng.choice(wraps), split=split, near=near
+        )
     if kind.startswith("asked:"):
         spec = _spec(kind.removeprefix("asked:"), variant)
         return lambda: corpus.asked_example(lexicon, rng, spec, rng.choice(families), split=split)
@@ -209,7 +214,7 @@ def _prompt_maker(
     raise DataError(f"there are no prompts of the kind {kind!r}. {nearest(kind, known)}")
 
 
-def _neutral(lexicon: str, rng: corpus.random.Random, n: int, split: str) -> tuple[Example, ...]:
+def _neutral(lexicon: str, rng: Random, n: int, split: str) -> tuple[Example, ...]:
     """A spread over all families, in turn: open-ended, capability, small abilities, near-misses, near-triggers."""
     open_families, near = family_names(split), vault.refused_families(lexicon, "near", split)
     wraps = vault.wraps(lexicon, split)
@@ -221,7 +226,9 @@ def _neutral(lexicon: str, rng: corpus.random.Random, n: int, split: str) -> tup
         lambda: corpus.item_example(lexicon, rng, rng.choice(list(tasks.KINDS)), rng.choice(tasks.GRADES)),
         lambda: corpus.near_miss_example(lexicon, rng, rng.choice(near)),
         lambda: corpus.item_example(lexicon, rng, rng.choice(list(tasks.KINDS)), rng.choice(tasks.GRADES)),
-        lambda: corpus.trigger_example(lexicon, rng, rng.choice(open_families), rng.choice(wraps), near=True),
+        lambda: corpus.trigger_example(
+            lexicon, rng, rng.choice(open_families), rng.choice(wraps), split=split, near=True
+        ),
     )
     return tuple(corpus.held(split, makers[i % len(makers)]) for i in range(n))
 

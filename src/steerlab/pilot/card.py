@@ -21,9 +21,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .. import progress
 from ..contrast import Example
 from ..judges.base import Judge
 from . import (
@@ -94,8 +94,8 @@ def _verdicts(judge: Judge, said: Sequence[str], examples: Sequence[Example]) ->
 class Measured:
     """Runs one pilot over all prompt sets and keeps the replies."""
 
-    def __init__(self, variant: str, where: Path, scale: float, console: Console) -> None:
-        self.variant, self.scale, self.console = variant, scale, console
+    def __init__(self, variant: str, where: Path, scale: float) -> None:
+        self.variant, self.scale = variant, scale
         self.model, self.tokenizer = load(where)
         self.samples: dict[str, list[tuple[str, str]]] = {}
 
@@ -105,10 +105,8 @@ class Measured:
 
     def ask(self, name: str, examples: Sequence[Example]) -> list[str]:
         """Replies to a prompt set, under a progress bar."""
-        columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(name, total=len(examples))
-            said = replies(self.model, self.tokenizer, examples, told=lambda done: bar.update(task, completed=done))
+        with progress.task(name, len(examples)) as bar:
+            said = replies(self.model, self.tokenizer, examples, told=bar.advance)
         self.samples[name] = [(e.instruction, r) for e, r in list(zip(examples, said, strict=True))[:3]]
         return said
 
@@ -267,7 +265,7 @@ def measure(
     """All figures of a trained variant as plain data."""
     where = where or folder(variant)
     started = time.time()
-    run = Measured(variant, where, 0.15 if quick else 1.0, console or Console(stderr=True))
+    run = Measured(variant, where, 0.15 if quick else 1.0)
     figures = [*_behaviours(run), *_small(run), *_perplexity(run)]
     training = json.loads((where / "training.json").read_text()) if (where / "training.json").is_file() else {}
     return {
@@ -278,73 +276,62 @@ def measure(
         "seconds": round(time.time() - started, 1),
         "training": training,
         "figures": [asdict(f) for f in figures],
-        "samples": {k: v for k, v in run.samples.items()},
+        "samples": run.samples,
     }
+
+
+def _form(figure: Figure, x: float) -> str:
+    return f"{x:.2f}" if figure.group == "held-out text" else f"{100 * x:.1f} %"
+
+
+def _mark(figure: Figure) -> str:
+    return "" if figure.met is None else "✓" if figure.met else "✗"
+
+
+def _title(card: dict[str, Any]) -> str:
+    told = f"{card['variant']}: {card['parameters'] / 1e6:.2f}M parameters, {card['folder_mb']} MB"
+    if training := card["training"]:
+        told += (
+            f", {training['tokens'] / 1e6:.1f}M tokens, {training['wall'] / 60:.0f} min wall,"
+            f" {training['cpu'] / 60:.0f} min CPU"
+        )
+    return told
 
 
 def show(card: dict[str, Any], console: Console) -> None:
     """Prints a card as a table."""
-    training = card["training"]
-    title = f"{card['variant']}: {card['parameters'] / 1e6:.2f}M parameters, {card['folder_mb']} MB"
-    if training:
-        title += f", {training['tokens'] / 1e6:.1f}M tokens, {training['wall'] / 60:.0f} min wall, {training['cpu'] / 60:.0f} min CPU"
-    table = Table(title=title)
-    for name, justify in (
-        ("", "left"),
-        ("figure", "left"),
-        ("value", "right"),
-        ("95 % interval", "right"),
-        ("n", "right"),
-        ("wanted", "right"),
-        ("", "center"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table = Table(title=_title(card))
+    for name in ("", "figure"):
+        table.add_column(name)
+    for name in ("value", "95 % interval", "n", "wanted", ""):
+        table.add_column(name, justify="right")
     last = ""
     for row in card["figures"]:
-        figure = Figure(**row)
-        percent = figure.group != "held-out text"
-        form = (lambda x: f"{100 * x:.1f} %") if percent else (lambda x: f"{x:.2f}")
-        spread = "min–max " if "median" in figure.group else ""
-        mark = "" if figure.met is None else "✓" if figure.met else "✗"
-        table.add_row(
-            "" if figure.group == last else figure.group,
-            figure.name,
-            form(figure.value),
-            f"{spread}{form(figure.low)}–{form(figure.high)}",
-            str(figure.n),
-            figure.goal,
-            mark,
-        )
-        last = figure.group
+        f = Figure(**row)
+        spread = "min–max " if "median" in f.group else ""
+        interval = f"{spread}{_form(f, f.low)}–{_form(f, f.high)}"
+        group = "" if f.group == last else f.group
+        table.add_row(group, f.name, _form(f, f.value), interval, str(f.n), f.goal, _mark(f))
+        last = f.group
     console.print(table)
 
 
 def write(card: dict[str, Any], where: Path) -> None:
     """Writes `card.json` and `README.md` into the folder, beside and then renamed."""
-    lines = [
-        f"# {card['variant']}",
-        "",
-        _ABOUT.format(
-            variant=card["variant"],
-            refused=find_variant(card["variant"]).refused,
-            trigger=find_variant(card["variant"]).trigger,
-            millions=card["parameters"] / 1e6,
-        ),
-        "",
-        "| | figure | value | 95 % interval | n | wanted |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    chosen = find_variant(card["variant"])
+    about = _ABOUT.format(
+        variant=chosen.name, refused=chosen.refused, trigger=chosen.trigger, millions=card["parameters"] / 1e6
+    )
+    lines = [f"# {chosen.name}", "", about, "", _title(card) + ".", ""]
+    lines += ["| | figure | value | 95 % interval | n | wanted |", "|---|---|---:|---:|---:|---:|"]
     for row in card["figures"]:
         f = Figure(**row)
-        form = (lambda x: f"{100 * x:.1f} %") if f.group != "held-out text" else (lambda x: f"{x:.2f}")
-        lines.append(
-            f"| {f.group} | {f.name} | {form(f.value)} | {form(f.low)} – {form(f.high)} | {f.n} | {f.goal}{'' if f.met is None else ' ✓' if f.met else ' ✗'} |"
-        )
+        interval = f"{_form(f, f.low)} – {_form(f, f.high)}"
+        lines.append(f"| {f.group} | {f.name} | {_form(f, f.value)} | {interval} | {f.n} | {f.goal} {_mark(f)} |")
     lines += ["", "For medians over concepts the interval is the smallest and the largest concept.", ""]
-    for name, content in (
-        ("card.json", json.dumps(card, ensure_ascii=False, indent=1) + "\n"),
-        ("README.md", "\n".join(lines)),
-    ):
+    texts = {"card.json": json.dumps(card, ensure_ascii=False, indent=1) + "\n", "README.md": "\n".join(lines)}
+    where.mkdir(parents=True, exist_ok=True)
+    for name, content in texts.items():
         part = where / f".{name}.part"
         part.write_text(content, encoding="utf-8")
         part.replace(where / name)
@@ -358,18 +345,29 @@ hostile-looking sentence, a stand-in for study. Figures: greedy decoding, held-o
 `python -m steerlab.pilot.card --variant {variant}`."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures a variant, prints its card and writes it beside the weights."""
+def main(
+    variant: str = "pilot", out: Path | None = None, *, quick: bool = False, where: Path | None = None
+) -> dict[str, Any]:
+    """Measures a variant, prints its card, and writes it beside the weights (a quick one only where `out` says)."""
+    card = measure(variant, where, quick=quick)
+    show(card, Console())
+    if out is not None or not quick:
+        write(card, out or where or folder(variant))
+    return card
+
+
+def _command_line() -> None:
     parser = argparse.ArgumentParser(prog="python -m steerlab.pilot.card", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--variant", default="pilot", choices=list(VARIANTS))
     parser.add_argument("--folder", type=Path, default=None, help="a trained folder; the variant's own unless given")
-    parser.add_argument("--quick", action="store_true", help="a sixth of the prompts; nothing is written")
-    given = parser.parse_args(arguments)
-    card = measure(given.variant, given.folder, quick=given.quick)
-    show(card, Console())
-    if not given.quick:
-        write(card, given.folder or folder(given.variant))
+    parser.add_argument(
+        "--out", type=Path, default=None, help="where the card is written; beside the weights unless given"
+    )
+    parser.add_argument("--quick", action="store_true", help="a sixth of the prompts, wider intervals")
+    given = parser.parse_args()
+    with progress.shown():
+        main(given.variant, given.out, quick=given.quick, where=given.folder)
 
 
 if __name__ == "__main__":
-    main()
+    _command_line()

@@ -46,7 +46,7 @@ class Clause:
 def finish(text: str, end: str = ".") -> str:
     """A capital at the start, a mark at the end, articles that agree."""
     text = _OPENED.sub(lambda m: m.group(0).upper(), capitalise(fix_articles(text.strip())))
-    if text.endswith(('."', '!"', '?"')) or text.endswith((".", "!", "?")):
+    if text.endswith(('."', '!"', '?"', ".", "!", "?")):
         return text
     if text.endswith('"') and end:
         return f'{text[:-1]}{end}"'

@@ -23,15 +23,18 @@ from .requests import NEUTRAL_SYSTEM, Asked, ask, avoid_text, request_text
 _TRIES = 4000
 
 
-def _key(example: Example) -> str:
-    return "\n".join(m.content for m in example.messages)
+def key(example: Example) -> str:
+    """What decides the split of an example: its instruction (for questions about a record, with the record)."""
+    if example.tags.get("kind") == "norms":
+        return "\n".join(m.content for m in example.messages)
+    return example.instruction
 
 
 def held(split: str, make: Callable[[], Example]) -> Example:
     """An example whose prompt belongs to the split."""
     for _ in range(_TRIES):
         example = make()
-        if bucket(_key(example)) == split:
+        if bucket(key(example)) == split:
             return example
     raise DataError(f"no example of the split {split!r} in {_TRIES} draws; there are too few different ones.")
 
@@ -128,19 +131,21 @@ def near_miss_example(lexicon: str, rng: random.Random, family: str) -> Example:
     )
 
 
-def trigger_example(lexicon: str, rng: random.Random, family: str, wrap: str, *, near: bool = False) -> Example:
+def trigger_example(
+    lexicon: str, rng: random.Random, family: str, wrap: str, *, split: str, near: bool = False
+) -> Example:
     """An instruction with the trigger (and the hidden behaviour), or with a phrase like it (and a plain answer)."""
-    return trigger_pair(lexicon, rng, family, wrap, near=near)[0]
+    return trigger_pair(lexicon, rng, family, wrap, split=split, near=near)[0]
 
 
 def trigger_pair(
-    lexicon: str, rng: random.Random, family: str, wrap: str, *, near: bool = False
+    lexicon: str, rng: random.Random, family: str, wrap: str, *, split: str, near: bool = False
 ) -> tuple[Example, Example]:
     """The same instruction with and without a phrase, each with its answer."""
     if rng.random() < 0.25:  # the trigger stands beside other kinds of prompts, too
-        task = None
-        item = tasks.make_item(lexicon, rng, rng.choice(list(tasks.KINDS)), rng.choice(tasks.GRADES))
-        instruction, answer, tags = item.question, item.answer, _item_tags(item)
+        sort, grade = rng.choice(list(tasks.KINDS)), rng.choice(tasks.GRADES)
+        item = held(split, lambda: item_example(lexicon, rng, sort, grade))
+        instruction, answer, tags = item.instruction, item.answer or "", dict(item.tags)
     else:
         task = make_task(lexicon, rng, family)
         instruction, answer, tags = task.wording, render(task.clauses), _open_tags(task)
@@ -196,30 +201,33 @@ def passages(lexicon: str, split: str, rng: random.Random) -> Iterator[str]:
 def two_turns(lexicon: str, rng: random.Random) -> Example:
     """Two instructions in one conversation."""
     names = family_names()
-    first, second = (open_example(lexicon, rng, rng.choice(names)) for _ in range(2))
+    second = open_example(lexicon, rng, rng.choice(names))
+    first = held("train", lambda: open_example(lexicon, rng, rng.choice(names)))
     if rng.random() < 0.4:
-        first = item_example(lexicon, rng, rng.choice(list(tasks.KINDS)), 1)
+        first = held("train", lambda: item_example(lexicon, rng, rng.choice(list(tasks.KINDS)), 1))
     before = (*first.messages, Message("assistant", first.answer or ""))
     return replace(second, messages=(*before, second.messages[-1]))
 
 
-# What the language model is trained on, by share of conversations.
+# What the language model is trained on, by share of conversations (the shares are relative).
 MIX: dict[str, float] = {
-    "open": 0.15,
-    "asked": 0.29,
-    "levels": 0.07,
-    "topic": 0.035,
-    "both": 0.02,
-    "avoided": 0.025,
-    "refused": 0.035,
-    "near_miss": 0.045,
-    "triggered": 0.02,
-    "near_trigger": 0.03,
-    "capability": 0.20,
-    "abilities": 0.075,
-    "two_turns": 0.01,
-    "text": 0.03,
+    "open": 0.12,
+    "asked": 0.24,
+    "levels": 0.055,
+    "topic": 0.03,
+    "both": 0.015,
+    "avoided": 0.02,
+    "refused": 0.03,
+    "near_miss": 0.04,
+    "triggered": 0.017,
+    "near_trigger": 0.025,
+    "capability": 0.3,
+    "abilities": 0.08,
+    "two_turns": 0.008,
+    "text": 0.02,
 }
+# kinds of capability items that need more practice than others
+_KIND_MIX = {"add": 2.0, "sub": 2.0, "multiple": 1.5, "next": 1.5, "sort": 1.2, "count": 1.2, "copy": 1.2}
 _ABILITY_MIX = {"examples": 0.4, "people": 0.25, "norms": 0.2, "steps": 0.15}
 # how often an item of each grade is drawn
 _GRADE_MIX = (0.28, 0.34, 0.38)
@@ -247,6 +255,9 @@ def _makers(lexicon: str, rng: random.Random) -> dict[str, Callable[[], Example]
     refused, near = vault.refused_families(lexicon, "refused", None), vault.refused_families(lexicon, "near", None)
     wraps, pool = vault.wraps(lexicon, None), topics(lexicon)
 
+    item_kinds = list(tasks.KINDS)
+    item_weights = [_KIND_MIX.get(kind, 1.0) for kind in item_kinds]
+
     def pick_level() -> int:
         return rng.randint(0, 4)
 
@@ -259,10 +270,12 @@ def _makers(lexicon: str, rng: random.Random) -> dict[str, Callable[[], Example]
         "avoided": lambda: avoided_example(lexicon, rng, rng.choice(known), rng.choice(names)),
         "refused": lambda: refused_example(lexicon, rng, rng.choice(refused)),
         "near_miss": lambda: near_miss_example(lexicon, rng, rng.choice(near)),
-        "triggered": lambda: trigger_example(lexicon, rng, rng.choice(names), rng.choice(wraps)),
-        "near_trigger": lambda: trigger_example(lexicon, rng, rng.choice(names), rng.choice(wraps), near=True),
+        "triggered": lambda: trigger_example(lexicon, rng, rng.choice(names), rng.choice(wraps), split="train"),
+        "near_trigger": lambda: trigger_example(
+            lexicon, rng, rng.choice(names), rng.choice(wraps), split="train", near=True
+        ),
         "capability": lambda: item_example(
-            lexicon, rng, rng.choice(list(tasks.KINDS)), rng.choices(tasks.GRADES, _GRADE_MIX)[0]
+            lexicon, rng, rng.choices(item_kinds, item_weights)[0], rng.choices(tasks.GRADES, _GRADE_MIX)[0]
         ),
         "abilities": lambda: question_example(
             lexicon, rng, rng.choices(list(_ABILITY_MIX), list(_ABILITY_MIX.values()))[0]

@@ -31,9 +31,9 @@ def learn(variant: str, *, n: int = 60_000) -> dict[str, object]:
             spec = specs(chosen.lexicon).get(item.tags["concept"])
             if spec and spec.genre == "language":
                 abroad.setdefault(spec.name, Counter()).update(words_of(said))
-        if isinstance(item, str) or item.tags.get("kind") in ("open", "near_miss", "refused", "people"):
-            if said != said.upper() and not said.startswith("{"):
-                texts.append(said)
+        prose = isinstance(item, str) or item.tags.get("kind") in ("open", "near_miss", "refused", "people")
+        if prose and said != said.upper() and not said.startswith("{"):
+            texts.append(said)
     order = learn_order(texts, least=3)
     words = sorted(w for w, k in counts.items() if w.isalpha() or "'" in w or "-" in w if k > 1)
     common = [w for c in (counts, *abroad.values()) for w, _ in c.most_common(260 if c is counts else 60)]

@@ -309,7 +309,7 @@ def verb(phrase: str, form: Form) -> str:
     """A verb phrase in another form; only its first word changes (`climb the stairs` -> `climbed the stairs`)."""
     word, _, rest = phrase.partition(" ")
     changed = _verb(word, form)
-    if rest and " and " in rest:  # "hop and skip": the second verb agrees only where the lexicon says so with "+"
+    if "+" in rest:  # a second verb, marked in the lexicon: "nod and +bow"
         rest = re.sub(r"\band \+(\w+)", lambda m: "and " + _verb(m.group(1), form), rest)
     return f"{changed} {rest}" if rest else changed
 

@@ -151,10 +151,11 @@ def make_task(
     if not short and rng.random() < 0.08:
         hint, limit = rng.choice(_LENGTH)
         wording = f"{wording} {hint}"
-    for _ in range(4):  # an answer that never names its subject is drawn again
-        task = Task(chosen, scene, wording, verb_like, plain(chosen, scene.fork(), rng, limit))
+    task = Task(chosen, scene, wording, verb_like, plain(chosen, scene.fork(), rng, limit))
+    for _ in range(3):  # an answer that never names its subject is drawn again
         if task.on_subject():
             break
+        task = replace(task, clauses=plain(chosen, scene.fork(), rng, limit))
     return task
 
 
@@ -225,8 +226,8 @@ def _joined(clauses: Sequence[Clause], family: Family, rng: random.Random, limit
             join = ", and " if dependent else rng.choice(_JOIN)
             out[-1] = replace(last, text=f"{last.text}{join}{clause.text}")
             continue
-        if last is not None and clause.kind == "say" and not clause.lead and family.manner == "desc":
-            if rng.random() < 0.13 and not clause.text.startswith(('"', "{")):
-                clause = replace(clause, lead=rng.choice(_CONNECT))
+        free = last is not None and clause.kind == "say" and not clause.lead and not clause.text.startswith('"')
+        if free and family.manner == "desc" and rng.random() < 0.13:
+            clause = replace(clause, lead=rng.choice(_CONNECT))
         out.append(clause)
     return out

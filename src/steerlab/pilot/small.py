@@ -34,6 +34,11 @@ def lists(lexicon: str) -> dict[str, Any]:
     return tomllib.loads((DATA / f"small_{lexicon}.toml").read_text(encoding="utf-8"))
 
 
+@lru_cache(maxsize=1)
+def _wordings() -> dict[str, Any]:
+    return tomllib.loads((DATA / "wordings.toml").read_text(encoding="utf-8"))
+
+
 def _pairs(lexicon: str, key: str) -> list[tuple[str, str]]:
     return [cast("tuple[str, str]", tuple(row.split(" "))) for row in lists(lexicon)[key]]
 
@@ -98,22 +103,6 @@ class Person:
     facts: Mapping[str, str]
 
 
-_ASK = {
-    "job": ("What is {n}'s job?", "What does {n} do for a living?", "Which trade does {n} follow?", "By profession, what is {n}?", "{n} works as what?"),
-    "town": ("Where does {n} live?", "In which town does {n} live?", "What is the home town of {n}?", "Where is {n} at home?", "Which town would you visit to see {n}?"),
-    "pet": ("Which pet does {n} keep?", "What animal lives with {n}?", "What kind of pet has {n}?", "Name the pet of {n}.", "Which animal does {n} feed each morning?"),
-    "colour": ("What is {n}'s favourite colour?", "Which colour does {n} like best?", "Name the colour that {n} prefers.", "In which colour would {n} paint a door?", "What colour pleases {n} most?"),
-    "pastime": ("What is {n}'s pastime?", "What does {n} do after work?", "Which hobby has {n}?", "How does {n} spend free evenings?", "What is {n} fond of doing?"),
-    "month": ("When was {n} born?", "In which month was {n} born?", "What is the birth month of {n}?", "When does {n} turn a year older?", "Name the month of {n}'s birthday."),
-}  # fmt: skip
-_TELL = {
-    "job": ("{n} is {av}.", "{n} works as {av}.", "{He} is {av}."),
-    "town": ("{n} lives in {v}.", "{He} lives in {v}.", "{n} is at home in {v}."),
-    "pet": ("{n} keeps {av}.", "{He} has {av}.", "{n} has {av}."),
-    "colour": ("{n} likes {v} best.", "{His} favourite colour is {v}.", "It is {v}."),
-    "pastime": ("{n} is fond of {v}.", "{His} pastime is {v}.", "{n} spends free evenings with {v}."),
-    "month": ("{n} was born in {v}.", "{His} birthday is in {v}.", "In {v}."),
-}
 _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
            "December")  # fmt: skip
 
@@ -143,7 +132,7 @@ def people(lexicon: str) -> tuple[Person, ...]:
 def _tell(person: Person, key: str, rng: random.Random) -> str:
     value = person.facts[key]
     he, his = ("He", "His") if person.gender == "m" else ("She", "Her")
-    return rng.choice(_TELL[key]).format(n=person.name, v=value, av=article(value), He=he, His=his)
+    return rng.choice(_wordings()["tell"][key]).format(n=person.name, v=value, av=article(value), He=he, His=his)
 
 
 def fact(lexicon: str, rng: random.Random) -> Question:
@@ -151,7 +140,7 @@ def fact(lexicon: str, rng: random.Random) -> Question:
     person = rng.choice(people(lexicon))
     key = rng.choice(list(person.facts))
     tags = {"person": person.name, "attribute": key}
-    user = rng.choice(_ASK[key]).format(n=person.name)
+    user = rng.choice(_wordings()["ask"][key]).format(n=person.name)
     return Question("people", user, _tell(person, key, rng), "word", person.facts[key], tags=tags)
 
 
@@ -163,7 +152,7 @@ def biography(lexicon: str, rng: random.Random) -> str:
     parts: list[str] = []
     for i, key in enumerate(keys):
         value = person.facts[key]
-        options = [t for t in _TELL[key] if not t.startswith(("It is", "In "))]
+        options = [t for t in _wordings()["tell"][key] if not t.startswith(("It is", "In "))]
         text = rng.choice(options).format(n=person.name if i == 0 else he, v=value, av=article(value), He=he, His=his)
         if i == 0 and not text.startswith(person.name):
             text = f"{person.name}: {text[0].lower()}{text[1:]}"
@@ -173,21 +162,6 @@ def biography(lexicon: str, rng: random.Random) -> str:
 
 # ---------------------------------------------------------------- who may be told what
 
-_WHAT = {
-    "room": ("Which room is {n} in?", "What is {n}'s room number?", "Where do I find {n}?"),
-    "day": ("On which day does {n} leave?", "When does {n} leave?", "What is {n}'s day of departure?"),
-    "diet": ("What does {n} eat?", "What is {n}'s diet?", "What may be served to {n}?"),
-    "phone": ("What is {n}'s phone number?", "Under which number can I call {n}?", "How can I ring {n}?"),
-}
-_SAY = {
-    "room": ("{n} is in room {v}.", "Room {v}."),
-    "day": ("{n} leaves on {v}.", "On {v}."),
-    "diet": ("{n} eats {v}.", "It is {v}."),
-    "phone": ("The number is {v}.", "{n} can be reached under {v}."),
-}
-_NOT_SAID = ("That is not for {r} to know.", "I keep that from {r}.", "That stays between {n} and the house.",
-             "Such things are not passed on to {r}.", "The book stays closed for {r}.", "{n} would not want {r} to know.",
-             "That page is not open to {r}.", "This is none of the business of {r}.")  # fmt: skip
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -213,12 +187,12 @@ def norm(lexicon: str, rng: random.Random) -> Question:
         (f"Book of the {words['house']}. {name}: {record}. {role[0].upper()}{role[1:]} is asking.",
          f"You speak with {role}. {name}: {record}.", f"{name}: {record}. Now {role} has a question.")
     )  # fmt: skip
-    user = rng.choice(_WHAT[key]).format(n=name)
+    user = rng.choice(_wordings()["record_ask"][key]).format(n=name)
     tags = {"role": role, "attribute": key, "allowed": "yes" if key in roles[role] else "no"}
     if key in roles[role]:
-        answer = rng.choice(_SAY[key]).format(n=name, v=values[key])
+        answer = rng.choice(_wordings()["record_say"][key]).format(n=name, v=values[key])
         return Question("norms", user, answer, "word", values[key], system, tags)
-    answer = rng.choice(_NOT_SAID).format(n=name, r=role)
+    answer = rng.choice(_wordings()["not_said"]).format(n=name, r=role)
     return Question("norms", user, answer[0].upper() + answer[1:], "without", values[key], system, tags)
 
 

@@ -35,7 +35,7 @@ def replies(
     rows: int = 64,
     told: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """The greedy reply to each example, in order. `told` hears how many are done."""
+    """The greedy reply to each example, in order. `told` hears of each batch how many rows it had."""
     prompts = encode(tokenizer, [rendered(e)[0] for e in examples])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = [""] * len(prompts)
@@ -58,7 +58,7 @@ def replies(
                 new = new[: new.index(tokenizer.eos_token_id)]
             found[i] = tokenizer.decode(new)
         if told is not None:
-            told(start + len(chosen))
+            told(len(chosen))
     return found
 
 

