@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from .interchange import Interchange
 from .objectives import jensen_shannon
@@ -26,6 +26,7 @@ class CDAS(Interchange):
     """Match whole distributions under interchange, and clamp to factors from data."""
 
     paper: ClassVar[str] = "arXiv 2602.05234"
+    chooses_by: ClassVar[Literal["loss", "divergence"]] = "divergence"
 
     def loss(self, runs: Runs, q: Tensor, swaps: Sequence[Swap]) -> Tensor:
         run = runs.swapped(q, swaps)

@@ -55,6 +55,7 @@ class Interchange(Method):
     """
 
     symmetric: ClassVar[bool] = True
+    chooses_by: ClassVar[Literal["loss", "divergence"]] = "loss"  # what picks the best iterate on held-out pairs
     site: str | None = None
     rank: int = 1
     positions: str = "not_template"
@@ -159,10 +160,9 @@ class Interchange(Method):
         optimiser = make(start, step=self.step, steps=batches * self.epochs)
         generator = torch.Generator().manual_seed(self.seed)
         scale = runs.divergence(None, share.held_out)
-        kept = optimiser.q
-        best, curve, losses = self._held_loss(runs, kept, share.held_out), list[float](), list[float]()
-        if (first := runs.divergence(kept, share.held_out)) is not None:
-            curve.append(first)
+        kept, losses = optimiser.q, list[float]()
+        best, reached = self._judged(runs, kept, share.held_out)
+        curve = [] if reached is None else [reached]
         with progress.task(f"training {self.name}", batches * self.epochs) as bar:
             for _ in range(self.epochs):
                 order = torch.randperm(len(share.train), generator=generator).tolist()
@@ -175,23 +175,24 @@ class Interchange(Method):
                     bar.advance()
                     bar.tell(_told(loss, curve, scale))
                 losses.append(round(total / (2 * len(order)), 6))
-                now = self._held_loss(runs, optimiser.q, share.held_out)
+                now, reached = self._judged(runs, optimiser.q, share.held_out)
                 if now is None or best is None or now < best:
                     best, kept = now, optimiser.q
-                if (reached := runs.divergence(optimiser.q, share.held_out)) is not None:
+                if reached is not None:
                     curve.append(reached)
         told: dict[str, Any] = {"loss": losses}
         if scale is not None:
             told["divergence"] = {"unsteered": round(scale, 6), "held_out": [round(v, 6) for v in curve]}
         return kept, told
 
-    def _held_loss(self, runs: Runs, q: Tensor, swaps: list[Swap]) -> float | None:
-        """The method's own objective on held-out pairs: what the best iterate is chosen by."""
-        if not swaps:
-            return None
+    def _judged(self, runs: Runs, q: Tensor, swaps: list[Swap]) -> tuple[float | None, float | None]:
+        """On held-out pairs: what the best iterate is chosen by, and the divergence."""
+        reached = runs.divergence(q, swaps)
+        if not swaps or self.chooses_by == "divergence":
+            return reached, reached
         parts = [swaps[at : at + 32] for at in range(0, len(swaps), 32)]
         with torch.no_grad():
-            return sum(float(self.loss(runs, q, part)) * len(part) for part in parts) / len(swaps)
+            return sum(float(self.loss(runs, q, part)) * len(part) for part in parts) / len(swaps), reached
 
     def _gradient(self, runs: Runs, q: Tensor, swaps: list[Swap]) -> tuple[float, Tensor]:
         """Loss and gradient of one batch; the published loop averages its two halves, whatever their token counts."""
