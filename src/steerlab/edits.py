@@ -376,8 +376,8 @@ class Affine(Edit):
 
 
 @dataclass(frozen=True, eq=False)
-class Rotate(Edit):
-    """Turn by s·angle inside the plane span(q); the norm is kept. `angle` in radians, from q[0] towards q[1]."""
+class _InPlane(Edit):
+    """What the two rotations share: a plane span(q) and an angle in radians, counted from q[0] towards q[1]."""
 
     q: Float[Tensor, "2 d"]
     angle: float
@@ -385,11 +385,20 @@ class Rotate(Edit):
     def __post_init__(self) -> None:
         _keep(self, q=_plane(self.q))
         if not math.isfinite(self.angle):
-            raise EditError(f"Rotate has the angle {self.angle}; expected finite radians.")
+            raise EditError(f"{self.kind} has the angle {self.angle}; expected finite radians.")
 
     @property
     def width(self) -> int:
         return self.q.shape[1]
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Self:
+        return cls(_random_basis(2, width, generator), float(torch.randn((), generator=generator)))
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate(_InPlane):
+    """Turn by s·angle inside the plane span(q); the norm is kept. `angle` in radians, from q[0] towards q[1]."""
 
     def apply(self, h: Tensor, s: Tensor) -> Tensor:
         return _turn(h, self.q, s * self.angle)
@@ -404,40 +413,21 @@ class Rotate(Edit):
     def opposite(self) -> Rotate:
         return Rotate(self.q, -self.angle)
 
-    @classmethod
-    def random(cls, width: int, generator: torch.Generator) -> Rotate:
-        return cls(_random_basis(2, width, generator), float(torch.randn((), generator=generator)))
-
 
 @dataclass(frozen=True, eq=False)
-class PointTo(Edit):
+class PointTo(_InPlane):
     """Turn a fraction s of the shorter arc to an absolute angle in the plane span(q): angular steering; norm kept.
 
     `angle` in radians, from q[0] towards q[1]. A vector without a component in the plane has no angle and stays.
     """
 
     domain: ClassVar[Domain] = UNIT
-    q: Float[Tensor, "2 d"]
-    angle: float
-
-    def __post_init__(self) -> None:
-        _keep(self, q=_plane(self.q))
-        if not math.isfinite(self.angle):
-            raise EditError(f"PointTo has the angle {self.angle}; expected finite radians.")
-
-    @property
-    def width(self) -> int:
-        return self.q.shape[1]
 
     def apply(self, h: Tensor, s: Tensor) -> Tensor:
         a = h @ self.q.T
         arc = self.angle - torch.atan2(a[..., 1:], a[..., :1])
         arc = torch.remainder(arc + math.pi, 2 * math.pi) - math.pi
         return _turn(h, self.q, s * arc)
-
-    @classmethod
-    def random(cls, width: int, generator: torch.Generator) -> PointTo:
-        return cls(_random_basis(2, width, generator), float(torch.randn((), generator=generator)))
 
 
 @dataclass(frozen=True, eq=False)
