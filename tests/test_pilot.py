@@ -137,8 +137,8 @@ def test_nothing_held_out_is_ever_trained_on(training, variant):
         if isinstance(item, str) or item.tags.get("kind") == "norms":
             continue
         assert all(bucket(m.content) == "train" for m in item.messages if m.role == "user")
-    seen = "\n".join(m.content for e in training[variant] if not isinstance(e, str) for m in e.messages)
-    assert not any(e.instruction in seen for e in pilot.capability(variant=variant))
+    seen = {m.content for e in training[variant] if not isinstance(e, str) for m in e.messages}
+    assert not seen & {e.instruction for e in pilot.capability(variant=variant)}
 
 
 @both
@@ -270,7 +270,8 @@ def corpus_words(spec):
 
 @both
 def test_a_judge_shares_at_most_half_of_its_words_with_the_corpus(variant):
-    from steerlab.judges.rule import FUNCTION_WORDS, _Cues
+    from steerlab.judges.fluency import FUNCTION_WORDS
+    from steerlab.judges.rule import _Cues
 
     for name, spec in expression.specs(variant).items():
         rows = judging.judge_words(variant).get(name)

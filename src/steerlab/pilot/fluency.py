@@ -9,7 +9,8 @@ import json
 import sys
 from collections import Counter
 
-from ..judges.rule import learn_order, words_of
+from ..judges.fluency import learn_order
+from ..judges.rule import words_of
 from .corpus import conversations
 from .expression import specs
 from .lexicon import DATA

@@ -9,12 +9,12 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..judges.base import Judge
+from ..judges.fluency import FluencyJudge
 from ..judges.rule import (
     AnyJudge,
     BlendJudge,
     CapitalsJudge,
     EndingJudge,
-    FluencyJudge,
     HostileJudge,
     LanguageJudge,
     LexiconJudge,
