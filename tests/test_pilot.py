@@ -48,6 +48,9 @@ def training():
         ("lie on the wall", "ing", "lying on the wall"),
         ("hold a rope", "ed", "held a rope"),
         ("weave a rim", "ed", "wove a rim"),
+        ("weave a rim", "en", "woven a rim"),
+        ("map a pond", "ing", "mapping a pond"),
+        ("coo on the ledge", "s", "coos on the ledge"),
         ("nod and +bow", "ed", "nodded and bowed"),
     ],
 )

@@ -6,10 +6,10 @@ import re
 from functools import lru_cache
 from typing import Literal
 
-Form = Literal["base", "s", "ed", "ing"]
+Form = Literal["base", "s", "ed", "ing", "en"]
 
 _PAST = {
-    "arise": "arose", "be": "was", "bear": "bore", "beat": "beat", "become": "became", "begin": "began",
+    "arise": "arose", "be": "was", "bear": "bore", "beat": "beat", "become": "became", "begin": "began", "bind": "bound",
     "bend": "bent", "bite": "bit", "bleed": "bled", "blow": "blew", "break": "broke", "breed": "bred",
     "bring": "brought", "build": "built", "burst": "burst", "buy": "bought", "cast": "cast", "catch": "caught",
     "choose": "chose", "cling": "clung", "come": "came", "cost": "cost", "creep": "crept", "cut": "cut",
@@ -24,13 +24,25 @@ _PAST = {
     "seek": "sought", "sell": "sold", "send": "sent", "set": "set", "sew": "sewed", "shake": "shook",
     "shear": "sheared", "shine": "shone", "shoot": "shot", "show": "showed", "shrink": "shrank", "shut": "shut",
     "sing": "sang", "sink": "sank", "sit": "sat", "sleep": "slept", "slide": "slid", "sling": "slung", "sow": "sowed",
-    "speak": "spoke", "spend": "spent", "spin": "spun", "split": "split", "spread": "spread", "spring": "sprang",
+    "speak": "spoke", "shed": "shed", "spit": "spat", "restring": "restrung", "spend": "spent", "spin": "spun", "split": "split", "spread": "spread", "spring": "sprang",
     "stand": "stood", "steal": "stole", "stick": "stuck", "sting": "stung", "strike": "struck", "string": "strung",
     "swear": "swore", "sweep": "swept", "swim": "swam", "swing": "swung", "take": "took", "teach": "taught",
     "tear": "tore", "tell": "told", "think": "thought", "throw": "threw", "thrust": "thrust", "tread": "trod",
     "understand": "understood", "wake": "woke", "wear": "wore", "weave": "wove", "weep": "wept", "win": "won",
     "wind": "wound", "withstand": "withstood", "write": "wrote", "repay": "repaid", "undo": "undid", "re-read": "re-read",
     "overhear": "overheard", "forbid": "forbade", "outshine": "outshone", "string up": "strung up",
+}  # fmt: skip
+# past participles where they differ from the past
+_PARTICIPLE = {
+    "arise": "arisen", "be": "been", "bear": "borne", "beat": "beaten", "become": "become", "begin": "begun",
+    "bite": "bitten", "blow": "blown", "break": "broken", "choose": "chosen", "come": "come", "do": "done",
+    "draw": "drawn", "drink": "drunk", "drive": "driven", "eat": "eaten", "fall": "fallen", "fly": "flown",
+    "forget": "forgotten", "forgive": "forgiven", "freeze": "frozen", "give": "given", "go": "gone", "grow": "grown",
+    "hide": "hidden", "know": "known", "lie": "lain", "ride": "ridden", "ring": "rung", "rise": "risen", "run": "run",
+    "see": "seen", "sew": "sewn", "shake": "shaken", "shear": "shorn", "show": "shown", "shrink": "shrunk",
+    "sing": "sung", "sink": "sunk", "sow": "sown", "speak": "spoken", "spring": "sprung", "steal": "stolen",
+    "swear": "sworn", "swim": "swum", "take": "taken", "tear": "torn", "throw": "thrown", "tread": "trodden",
+    "wake": "woken", "wear": "worn", "weave": "woven", "write": "written", "undo": "undone",
 }  # fmt: skip
 _DOUBLING = frozenset(
     [
@@ -193,7 +205,7 @@ _PLURALS = {
     "scissors": "scissors", "shears": "shears", "gas": "gases", "hired hand": "hired hands", "die": "dice",
     "salmon": "salmon", "trout": "trout", "swine": "swine", "spectacles": "spectacles", "trousers": "trousers",
     "elf": "elves", "bookshelf": "bookshelves", "cloverleaf": "cloverleaves", "louse": "lice", "wharf": "wharves",
-    "crisis": "crises", "cactus": "cactuses",
+    "crisis": "crises", "cactus": "cactuses", "buffalo": "buffaloes", "tongs": "tongs", "domino": "dominoes",
 }  # fmt: skip
 MASS = frozenset(
     [
@@ -325,8 +337,10 @@ def _verb(word: str, form: Form) -> str:
             return {"be": "is", "have": "has", "do": "does", "go": "goes"}[word]
         if word.endswith("y") and word[-2:-1] not in _VOWEL:
             return word[:-1] + "ies"
-        return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh", "o")) else "s")
-    if form == "ed":
+        return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh", "o")) and not word.endswith("oo") else "s")
+    if form == "en" and word in _PARTICIPLE:
+        return _PARTICIPLE[word]
+    if form in ("ed", "en"):
         if word in _PAST:
             return _PAST[word]
         if word.endswith("e"):

@@ -8,7 +8,7 @@ Slots draw without repeating until a bag is empty, so that a short text does not
 ``{is} {has} {was}``  agree with {X}; ``{v:need}`` is any other verb; ``{they} {them} {their}`` its pronouns
 ``{p} {ap} {ps}``     a thing that goes with it
 ``{w} {aw} {ws}``     a person who has to do with it
-``{act} {acts} ...``  what such a person does: base, third person, past (``{acted}``), -ing (``{acting}``)
+``{act} {acts} ...``  what such a person does: base, third person, past (``{acted}``, ``{acten}``), -ing
 ``{do} {does} ...``   what the thing does: plural, singular, past (``{did}``)
 ``{a} {k} {at}``      an adjective, what kind of thing it is, where it is
 ``{it} {its}``        pronouns for one of them (``{him_it}`` as an object)
@@ -119,7 +119,7 @@ class Scene:
                 return topic.kind
             case "at":
                 return self._draw("where")
-            case "act" | "acts" | "acted" | "acting":
+            case "act" | "acts" | "acted" | "acting" | "acten":
                 return _form(self._draw("acts"), name[3:])
             case "do" | "does" | "did" | "doing":
                 return verb(self._draw("does"), {"do": "base", "does": "s", "did": "ed", "doing": "ing"}[name])  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ class Scene:
 
 
 def _form(phrase: str, tail: str) -> str:
-    return verb(phrase, {"": "base", "s": "s", "ed": "ed", "ing": "ing"}[tail])  # type: ignore[arg-type]
+    return verb(phrase, {"": "base", "s": "s", "ed": "ed", "ing": "ing", "en": "en"}[tail])  # type: ignore[arg-type]
 
 
 def _agree(word: str, many: bool) -> str:
