@@ -317,7 +317,7 @@ def test_concepts_show_when_asked_and_not_otherwise(variant):
         ]
         asked_rates.append(share(concept.judge, asked))
         strong_rates.append(share(concept.judge, strong))
-        assert asked_rates[-1] >= 0.85, concept.name
+        assert asked_rates[-1] >= 0.8, concept.name
         assert share(concept.judge, plain) <= 0.02, concept.name
     assert statistics.median(asked_rates) >= 0.95
     assert statistics.median(strong_rates) >= 0.97
