@@ -28,7 +28,8 @@ _PAST = {
     "stand": "stood", "steal": "stole", "stick": "stuck", "sting": "stung", "strike": "struck", "string": "strung",
     "swear": "swore", "sweep": "swept", "swim": "swam", "swing": "swung", "take": "took", "teach": "taught",
     "tear": "tore", "tell": "told", "think": "thought", "throw": "threw", "thrust": "thrust", "tread": "trod",
-    "understand": "understood", "wake": "woke", "wear": "wore", "weave": "wove", "weep": "wept", "win": "won", "shed": "shed", "spit": "spat", "restring": "restrung",
+    "understand": "understood", "wake": "woke", "wear": "wore", "weave": "wove", "weep": "wept", "win": "won",
+    "shed": "shed", "spit": "spat", "restring": "restrung",
     "wind": "wound", "withstand": "withstood", "write": "wrote", "repay": "repaid", "undo": "undid", "re-read": "re-read",
     "overhear": "overheard", "forbid": "forbade", "outshine": "outshone", "string up": "strung up",
 }  # fmt: skip
