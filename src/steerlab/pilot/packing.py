@@ -36,6 +36,10 @@ class Batch:
     documents: NDArray[np.int64]
     weights: NDArray[np.float32]
 
+    def part(self, k: int, n: int) -> Batch:
+        """Every n-th row from row k on."""
+        return Batch(self.ids[k::n], self.documents[k::n], self.weights[k::n])
+
 
 def answer_weight(n: int) -> float:
     """Short answers weigh more per token, or a right number would drown among long texts."""
