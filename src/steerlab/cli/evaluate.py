@@ -99,7 +99,9 @@ def measured(
             found, plan = profile(plan, every), replace(plan, site=str(best))
             notes = [*notes, f"site: block {best}, chosen on dev among {engine.depth} blocks for all arms and tasks"]
         units = run(suite, plan, folder, workers=workers)
+    workers_peak = max((u["meter"]["peak_mib"] for u in units), default=0.0)
     told = meter.figures() | {
+        "worker_peak_mib": workers_peak,
         "units": len(units),
         "fit_and_measure_seconds": round(sum(u["meter"]["seconds"] for u in units), 1),
     }

@@ -26,6 +26,8 @@ from .common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..engines.base import Reply
     from ..steering import Steering
 
@@ -106,18 +108,23 @@ def _batches(prompts: list[str] | None) -> Iterator[list[str]]:
 
 def side_by_side(text: str, strengths: Sequence[float], replies: Sequence[Reply]) -> None:
     """Print one prompt's replies, a column per strength; a single one into a pipe is the bare text."""
-    from rich.table import Table
-
     out = console()
     if len(replies) == 1 and not out.is_terminal:
         sys.stdout.write(replies[0].text + "\n")
         sys.stdout.flush()
         return
+    out.print(columns(text, strengths, replies))
+
+
+def columns(text: str, strengths: Sequence[float], replies: Sequence[Reply]) -> Table:
+    """One prompt's replies, a column per strength."""
+    from rich.table import Table
+
     table = Table(title=text, title_justify="left", title_style="bold", expand=True, show_lines=False)
     for strength in strengths:
         table.add_column("unsteered" if strength == 0 else f"strength {strength:+g}", ratio=1, overflow="fold")
     table.add_row(*(r.text or "(empty)" for r in replies))
-    out.print(table)
+    return table
 
 
 def _print_json(text: str, strengths: Sequence[float], replies: Sequence[Reply]) -> None:
