@@ -106,7 +106,6 @@ def measured(
         "fit_and_measure_seconds": round(sum(u["meter"]["seconds"] for u in units), 1),
     }
     results = summarise(suite, plan, units, engine, run=folder.name, title=title, meter=told, layers=found, notes=notes)
-    results.save(folder / "results.json")
     report.write(results, folder / "report.html")
     took(meter)
     return results
