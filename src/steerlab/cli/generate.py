@@ -28,7 +28,8 @@ from .common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..engines.base import Reply
+    from ..contrast import Example
+    from ..engines.base import Reply, Runner, Sampling
     from ..steering import Steering
 
 
@@ -56,6 +57,7 @@ def generate(
 
     Without --prompt, lines are read from the terminal or a pipe, each answered at once.
     """
+    from ..contrast import Example
     from ..engines.base import Sampling
     from ..loading import load
     from ..meter import Meter
@@ -70,12 +72,11 @@ def generate(
             if one is not None:
                 engine.accept(one)
         for texts in _batches(prompt):
-            rows = [(text, at) for text in texts for at in under]
-            from ..contrast import Example
-
-            replies = engine.generate(
-                [Example.ask(text, system=system) for text, _ in rows], [at for _, at in rows], sampling
-            )
+            asked = [Example.ask(text, system=system) for text in texts]
+            if len(under) == 1 and sys.stdout.isatty() and not json:
+                _streamed(engine, asked, under[0], sampling)
+                continue
+            replies = engine.generate([e for e in asked for _ in under], list(under) * len(asked), sampling)
             for n, text in enumerate(texts):
                 mine = replies[n * len(under) : (n + 1) * len(under)]
                 _print_json(text, strengths, mine) if json else side_by_side(text, strengths, mine)
@@ -104,6 +105,17 @@ def _batches(prompts: list[str] | None) -> Iterator[list[str]]:
             return
         if text:
             yield [text]
+
+
+def _streamed(engine: Runner, asked: Sequence[Example], under: Steering | None, sampling: Sampling) -> None:
+    """A single strength on a terminal appears as it is written."""
+    for example in asked:
+        if len(asked) > 1:
+            typer.secho(example.instruction, bold=True)
+        for piece in engine.stream([example], under, sampling):
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
 
 
 def side_by_side(text: str, strengths: Sequence[float], replies: Sequence[Reply]) -> None:

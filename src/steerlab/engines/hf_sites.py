@@ -222,7 +222,7 @@ class Anatomy:
             block.absent[norm] = f"its {part} module reads the stream itself, with no norm before it"
 
     def _find_neurons(self, block: _Block, mlp: _Call, calls: list[_Call]) -> None:
-        inner = _leaves(mlp, calls)
+        inner = _projections(mlp, calls)
         last = max(inner, key=lambda c: c.end, default=None)
         once = last is not None and sum(c.module is last.module for c in inner) == 1
         if last is None or not once or not _has_width(last.gave, self.width) or not _rows(last.read):
@@ -236,7 +236,7 @@ class Anatomy:
     def _find_heads(
         self, block: _Block, attention: _Call, calls: list[_Call], layouts: dict[object, Layout | str]
     ) -> None:
-        inner = sorted(_leaves(attention, calls), key=lambda c: c.order)
+        inner = _projections(attention, calls)
         out = inner[-1] if inner else None
         if out is None or not _has_width(out.gave, self.width) or not _rows(out.read):
             layout: Layout | str = "its attention has no output projection that shows"
@@ -294,8 +294,10 @@ def quiet(model: nn.Module) -> Generator[None]:
             module.training = True
 
 
-def _matrices(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.ndim >= 2 or p.numel() > 2**20]
+def _matrices(module: nn.Module) -> list[Tensor]:
+    """Weight matrices, packed ones of quantised layers included (some keep them as integer buffers)."""
+    packed = [b for b in module.buffers() if b.ndim == 2 and not b.is_floating_point() and b.dtype != torch.bool]
+    return [*(p for p in module.parameters() if p.ndim >= 2), *packed]
 
 
 def _rows(t: Tensor | None) -> bool:
@@ -311,8 +313,29 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and a.data_ptr() == b.data_ptr() and a.shape == b.shape)
 
 
-def _leaves(parent: _Call, calls: list[_Call]) -> list[_Call]:
-    """The projections called inside another call: modules with one weight matrix that call no other module."""
+def _projections(parent: _Call, calls: list[_Call]) -> list[_Call]:
+    """The projections called inside another call, as the rest of the model sees them.
+
+    A projection is a module with one weight matrix that calls no other such module; where an adapter wraps it (LoRA: the
+    wrapper reads the same tensor and gives the same width), it is the wrapper, whose output the adapter has joined.
+    """
     inner = [c for c in calls if parent.order < c.order and c.end < parent.end]
     busy = [c for c in inner if len(_matrices(c.module)) == 1]
-    return [c for c in busy if not any(o is not c and c.order < o.order and o.end < c.end for o in busy)]
+    leaves = [c for c in busy if not any(_inside(o, c) for o in busy)]
+    whole = {id(found.module): found for found in (_wrapped(leaf, inner) for leaf in leaves)}
+    found = list(whole.values())
+    return sorted((c for c in found if not any(_inside(c, o) for o in found)), key=lambda c: c.order)
+
+
+def _wrapped(leaf: _Call, inner: list[_Call]) -> _Call:
+    """The outermost call around a projection that does the same job: same tensor read, same width given."""
+    around = [c for c in inner if _inside(leaf, c) and _same(c.read, leaf.read) and _like(c.gave, leaf.gave)]
+    return min(around, key=lambda c: c.order, default=leaf)
+
+
+def _inside(inner: _Call, outer: _Call) -> bool:
+    return inner is not outer and outer.order < inner.order and inner.end < outer.end
+
+
+def _like(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape

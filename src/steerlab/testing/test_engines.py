@@ -510,3 +510,51 @@ def test_a_slice_and_the_whole_are_edited_in_list_order_and_collected_afterwards
         got = engine.capture(examples, [whole, one], ALL, Steering(order))
         torch.testing.assert_close(got[whole].values, wanted, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(got[one].values, wanted[:, size : 2 * size], rtol=1e-4, atol=1e-4)
+
+
+class Adapted(torch.nn.Module):
+    """A projection with a low-rank adapter beside it, built as PEFT builds its own."""
+
+    def __init__(self, base, width_in, width_out):
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(width_in, 2, bias=False)})
+        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(2, width_out, bias=False)})
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon"])
+def test_sites_of_an_adapted_model_are_those_of_the_whole_projection(name):
+    import copy
+
+    from steerlab.engines.hf import HFEngine
+
+    torch.manual_seed(0)
+    model, plain = copy.deepcopy(tiny.model(name)), tiny.engine(name)
+    block = plain.anatomy.blocks[1]
+    names = {m: n for n, m in block.named_modules()}
+    for part in ("q", "v", "heads", "neurons"):
+        module = plain.anatomy.point(Site(1, part)).module
+        path = names[module]
+        parent, _, leaf = path.rpartition(".")
+        mine = HFEngine(model, tiny.tokenizer()).anatomy.blocks[1]
+        held = mine.get_submodule(parent)
+        if isinstance(getattr(held, leaf), Adapted):
+            continue  # q and v of a fused projection
+        base = getattr(held, leaf)
+        shape = tuple(base.weight.shape) if name == "gpt2" else tuple(base.weight.shape[::-1])
+        setattr(held, leaf, Adapted(base, *shape))
+    adapted = HFEngine(model, tiny.tokenizer())
+    assert adapted.sites(1) == plain.sites(1)
+    for part in ("q", "k", "v", "heads", "neurons"):
+        one, other = plain.anatomy.point(Site(1, part)), adapted.anatomy.point(Site(1, part))
+        assert (one.side, one.width) == (other.side, other.width)
+        assert (one.columns is None) == (other.columns is None)
+    assert isinstance(adapted.anatomy.point(Site(1, "v")).module, Adapted)
+    assert isinstance(adapted.anatomy.point(Site(1, "heads")).module, Adapted)
+    v = Clamp.random(adapted.width(Site(1, "v")), torch.Generator().manual_seed(0))
+    steering = Steering((Intervention(Site(1, "v"), v, ALL),))
+    read = adapted.capture([Example.ask(prompts()[0])], [Site(1, "v")], ALL, steering)[Site(1, "v")].values
+    torch.testing.assert_close(read @ v.q.T, v.positive.expand(len(read), -1), rtol=1e-4, atol=1e-4)
