@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from .judges.base import Judge, Score
-    from .loading import load
+    from .loading import load, read_data
     from .methods.base import Method, method
     from .positions import (
         ALL,
@@ -74,7 +74,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "judges.base": ("Judge", "Score"),
-    "loading": ("load",),
+    "loading": ("load", "read_data"),
     "methods.base": ("Method", "method"),
     "positions": (
         "ALL", "DECODING", "GENERATED", "LAST_PROMPT", "NOT_TEMPLATE", "PROMPT", "Positions", "Window", "first", "last",
@@ -90,7 +90,7 @@ __all__ = [  # noqa: RUF022  (plain order, the version last)
     "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method", "NOT_TEMPLATE", "OneSided",
     "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling", "Scale", "Score",
     "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "UnsupportedError", "Window", "first",
-    "last", "load", "method", "__version__",
+    "last", "load", "method", "read_data", "__version__",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     python -m steerlab.pilot.card [--variant pilot] [--folder DIR] [--quick]
 
-Prints a table and writes `card.json` and `README.md` beside the weights.
+Prints a table and writes `card.json` and `MODEL_CARD.md` beside the weights.
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ def show(card: dict[str, Any], console: Console) -> None:
 
 
 def write(card: dict[str, Any], where: Path) -> None:
-    """Writes `card.json` and `README.md` into the folder, beside and then renamed."""
+    """Writes `card.json` and `MODEL_CARD.md` into the folder, beside and then renamed."""
     chosen = find_variant(card["variant"])
     about = _ABOUT.format(
         variant=chosen.name, refused=chosen.refused, trigger=chosen.trigger, millions=card["parameters"] / 1e6
@@ -329,7 +329,7 @@ def write(card: dict[str, Any], where: Path) -> None:
         interval = f"{_form(f, f.low)} – {_form(f, f.high)}"
         lines.append(f"| {f.group} | {f.name} | {_form(f, f.value)} | {interval} | {f.n} | {f.goal} {_mark(f)} |")
     lines += ["", "For medians over concepts the interval is the smallest and the largest concept.", ""]
-    texts = {"card.json": json.dumps(card, ensure_ascii=False, indent=1) + "\n", "README.md": "\n".join(lines)}
+    texts = {"card.json": json.dumps(card, ensure_ascii=False, indent=1) + "\n", "MODEL_CARD.md": "\n".join(lines)}
     where.mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():
         part = where / f".{name}.part"
