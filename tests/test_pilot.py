@@ -475,35 +475,42 @@ def test_documents_in_one_row_do_not_see_each_other(tiny):
 LIMITS = {"pilot": (12.0, 3e6, 5e6), "second": (8.0, 2e6, 2.6e6)}
 
 
+@pytest.fixture
+def shipped(variant):
+    where = pilot.folder(variant)
+    if not (where / "model.safetensors").exists():
+        pytest.skip(f"no trained weights at {where} (steerlab pilot train --variant {variant})")
+    return where
+
+
 @both
-def test_the_shipped_folder_is_small_complete_and_plain_data(variant):
+def test_the_shipped_folder_is_small_complete_and_plain_data(variant, shipped):
     import torch
     from safetensors.torch import load_file
 
-    where = pilot.folder(variant)
     megabytes, least, most = LIMITS[variant]
-    files = {f.name for f in where.iterdir()}
+    files = {f.name for f in shipped.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "card.json"} <= files
     assert not any(name.endswith((".bin", ".pt", ".pkl", ".part")) for name in files)
-    assert sum(f.stat().st_size for f in where.iterdir()) <= megabytes * 1e6
-    tensors = load_file(where / "model.safetensors")
+    assert sum(f.stat().st_size for f in shipped.iterdir()) <= megabytes * 1e6
+    tensors = load_file(shipped / "model.safetensors")
     assert least <= sum(t.numel() for t in tensors.values()) <= most
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
 
 
 @both
-def test_the_card_meets_what_was_wanted(variant):
-    card = json.loads((pilot.folder(variant) / "card.json").read_text())
+def test_the_card_meets_what_was_wanted(variant, shipped):
+    card = json.loads((shipped / "card.json").read_text())
     assert not card["quick"]
     missed = [(f["group"], f["name"], f["value"]) for f in card["figures"] if f["met"] is False]
     assert not missed
 
 
 @both
-def test_the_shipped_model_does_what_its_card_says(variant):
+def test_the_shipped_model_does_what_its_card_says(variant, shipped):
     from steerlab.pilot import speak
 
-    model, tokenizer = speak.load(pilot.folder(variant))
+    model, tokenizer = speak.load(shipped)
     sets = {kind: pilot.prompts(kind, n=8, seed=77, variant=variant)
             for kind in ("refused", "near_miss", "triggered", "near_trigger", "ordinary")}  # fmt: skip
     refuses, triggered = pilot.refusal(variant), pilot.backdoor(variant)

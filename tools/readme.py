@@ -27,7 +27,10 @@ def main() -> int:
             command = ["bash", "-euo", "pipefail", "-c", text] if kind == "bash" else [sys.executable, "-c", text]
             started = time.perf_counter()
             found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-            print(f"{'ok' if found.returncode == 0 else 'FAILED':7}{time.perf_counter() - started:6.1f} s  {title}", flush=True)
+            print(
+                f"{'ok' if found.returncode == 0 else 'FAILED':7}{time.perf_counter() - started:6.1f} s  {title}",
+                flush=True,
+            )
             if found.returncode:
                 print(found.stdout + found.stderr)
                 return 1
