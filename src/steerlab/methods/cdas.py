@@ -18,7 +18,7 @@ from .objectives import jensen_shannon
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .runs import Runs, Swap
+    from .runs import Runs, Subspace, Swap
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class CDAS(Interchange):
     paper: ClassVar[str] = "arXiv 2602.05234"
     chooses_by: ClassVar[Literal["loss", "divergence"]] = "divergence"
 
-    def loss(self, runs: Runs, q: Tensor, swaps: Sequence[Swap]) -> Tensor:
-        run = runs.swapped(q, swaps)
+    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
+        run = runs.swapped(at, swaps)
         return jensen_shannon(run.scores, run.source).mean()
 
     @classmethod

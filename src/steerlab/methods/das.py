@@ -13,7 +13,7 @@ from .objectives import cross_entropy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .runs import Runs, Swap
+    from .runs import Runs, Subspace, Swap
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class DAS(Interchange):
 
     paper: ClassVar[str] = "arXiv 2303.02536"
 
-    def loss(self, runs: Runs, q: Tensor, swaps: Sequence[Swap]) -> Tensor:
-        run = runs.swapped(q, swaps)
+    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
+        run = runs.swapped(at, swaps)
         return cross_entropy(run.scores, run.tokens).mean()

@@ -28,11 +28,31 @@ from ..positions import Positions
 from ..sites import Site
 from ..steering import Intervention, Steering
 from .base import Method, assemble, mean_gap, parse_sites, read_classes
-from .optimisers import OnSphere, Optimiser, Published, orthonormal
-from .runs import Runs, Swap
+from .optimisers import Gains, OnSphere, Optimiser, Published, orthonormal
+from .runs import Runs, Subspace, Swap
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+class Factors(NamedTuple):
+    """Each class's mean activation at the last prompt token; its coordinates are the factors of a basis."""
+
+    positive: Float[Tensor, " d"]
+    negative: Float[Tensor, " d"]
+
+    @classmethod
+    def read(cls, engine: Trainable, contrast: Contrast, site: Site) -> Factors:
+        positive, negative = read_classes(engine, contrast, [site], "last")[site]
+        return cls(positive.mean(dim=0), negative.mean(dim=0))
+
+    def poles(self, q: Float[Tensor, "r d"], gains: Float[Tensor, "2 r"] | None = None) -> Float[Tensor, "2 r"]:
+        """The factors of q; with gains, each moved so far from the other pole as γ says (1: not at all)."""
+        positive, negative = q @ self.positive, q @ self.negative
+        if gains is not None:
+            gap = positive - negative
+            positive, negative = negative + gains[0] * gap, positive - gains[1] * gap
+        return torch.stack([positive, negative])
 
 
 class Share(NamedTuple):
@@ -49,7 +69,9 @@ class Interchange(Method):
     `site` is a block's number or a site (None: the middle block); `rank` the subspace's. `start` is `paired` or
     `diff_means` (the difference of class means, over the same responses or at the last prompt token), `random`, or the
     file of a steering whose first direction is taken. `optimiser` is `sphere` (`step` in radians) or `published` (Adam,
-    renormalised; `step` is its learning rate). `held_out` is the share of pairs on which the divergence is measured and
+    renormalised; `step` is its learning rate). `poles` are the `factors` read from data, or `trained`: the clamp that is
+    served takes the interchange's place in the loss, and its two poles move with q as p = o + γ(p − o), one γ a pole and
+    coordinate, from the factors (γ = 1) on. `held_out` is the share of pairs on which the divergence is measured and
     the best iterate kept; at 0 the last one is. `one_sided` serves a `Push` instead of a `Clamp`. `micro_batches` and
     `close=False` are the published loop's: two halves of a batch averaged alike, no end token after answers.
     """
@@ -63,6 +85,7 @@ class Interchange(Method):
     start: str = "paired"
     optimiser: Literal["sphere", "published"] = "sphere"
     step: float = 0.15
+    poles: Literal["factors", "trained"] = "factors"
     epochs: int = 2
     batch_size: int = 8
     held_out: float = 0.2
@@ -81,16 +104,18 @@ class Interchange(Method):
             raise ConfigError(f"held_out is {self.held_out}; expected a share in [0, 1).")
 
     @abstractmethod
-    def loss(self, runs: Runs, q: Float[Tensor, "r d"], swaps: Sequence[Swap]) -> Float[Tensor, ""]:
-        """The objective of some ordered pairs, in nats, differentiable in q."""
+    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Float[Tensor, ""]:
+        """The objective of some ordered pairs, in nats, differentiable in what is trained."""
 
     def fit(self, engine: Trainable, contrast: Contrast) -> Steering:
         with Meter() as meter:
             site, positions = self._site(engine), Positions.parse(self.positions)
             share = self._share(contrast)
             runs = Runs(engine, site, positions, aligned=self.source == "aligned", close=self.close)
-            q, told = self._train(runs, share, self._start(engine, contrast, site))
-            edit = self._clamp(engine, contrast, site, q)
+            factors = Factors.read(engine, contrast, site)
+            gains = Gains(self.rank, steps=self._steps(share)) if self.poles == "trained" else None
+            kept, told = self._train(runs, share, self._start(engine, contrast, site), factors, gains)
+            edit = self._clamp(kept, factors)
             told |= self._measured(runs, share, edit)
         made = [Intervention(site, edit, positions)]
         return assemble(self, engine, contrast, made, figures={**told, **meter.figures()})
@@ -154,30 +179,33 @@ class Interchange(Method):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def _train(self, runs: Runs, share: Share, start: Tensor) -> tuple[Float[Tensor, "r d"], dict[str, Any]]:
-        batches = -(-len(share.train) // self.batch_size)
+    def _steps(self, share: Share) -> int:
+        return -(-len(share.train) // self.batch_size) * self.epochs
+
+    def _train(
+        self, runs: Runs, share: Share, start: Tensor, factors: Factors, gains: Gains | None
+    ) -> tuple[Subspace, dict[str, Any]]:
         make: type[Optimiser] = Published if self.optimiser == "published" else OnSphere
-        optimiser = make(start, step=self.step, steps=batches * self.epochs)
+        optimiser = make(start, step=self.step, steps=self._steps(share))
         generator = torch.Generator().manual_seed(self.seed)
         scale = runs.divergence(None, share.held_out)
-        kept, losses = optimiser.q, list[float]()
+        kept, losses = _reached(optimiser, gains, factors), list[float]()
         best, reached = self._judged(runs, kept, share.held_out)
         curve = [] if reached is None else [reached]
-        with progress.task(f"training {self.name}", batches * self.epochs) as bar:
+        with progress.task(f"training {self.name}", self._steps(share)) as bar:
             for _ in range(self.epochs):
                 order = torch.randperm(len(share.train), generator=generator).tolist()
                 total = 0.0
                 for at in range(0, len(order), self.batch_size):
                     swaps = [s for i in order[at : at + self.batch_size] for s in share.train[i]]
-                    loss, gradient = self._gradient(runs, optimiser.q, swaps)
-                    optimiser.move(gradient)
-                    total += loss * len(swaps)
+                    total += self._step(runs, optimiser, gains, factors, swaps) * len(swaps)
                     bar.advance()
-                    bar.tell(_told(loss, curve, scale))
+                    bar.tell(_told(total / (2 * min(at + self.batch_size, len(order))), curve, scale))
                 losses.append(round(total / (2 * len(order)), 6))
-                now, reached = self._judged(runs, optimiser.q, share.held_out)
+                at_end = _reached(optimiser, gains, factors)
+                now, reached = self._judged(runs, at_end, share.held_out)
                 if now is None or best is None or now < best:
-                    best, kept = now, optimiser.q
+                    best, kept = now, at_end
                 if reached is not None:
                     curve.append(reached)
         told: dict[str, Any] = {"loss": losses}
@@ -185,39 +213,44 @@ class Interchange(Method):
             told["divergence"] = {"unsteered": round(scale, 6), "held_out": [round(v, 6) for v in curve]}
         return kept, told
 
-    def _judged(self, runs: Runs, q: Tensor, swaps: list[Swap]) -> tuple[float | None, float | None]:
+    def _judged(self, runs: Runs, at: Subspace, swaps: list[Swap]) -> tuple[float | None, float | None]:
         """On held-out pairs: what the best iterate is chosen by, and the divergence."""
-        reached = runs.divergence(q, swaps)
+        reached = runs.divergence(at, swaps)
         if not swaps or self.chooses_by == "divergence":
             return reached, reached
-        parts = [swaps[at : at + 32] for at in range(0, len(swaps), 32)]
+        parts = [swaps[n : n + 32] for n in range(0, len(swaps), 32)]
         with torch.no_grad():
-            return sum(float(self.loss(runs, q, part)) * len(part) for part in parts) / len(swaps), reached
+            return sum(float(self.loss(runs, at, part)) * len(part) for part in parts) / len(swaps), reached
 
-    def _gradient(self, runs: Runs, q: Tensor, swaps: list[Swap]) -> tuple[float, Tensor]:
-        """Loss and gradient of one batch; the published loop averages its two halves, whatever their token counts."""
+    def _step(
+        self, runs: Runs, optimiser: Optimiser, gains: Gains | None, factors: Factors, swaps: list[Swap]
+    ) -> float:
+        """Moves along one batch; the published loop averages its two halves, whatever their token counts."""
         half = len(swaps) // 2 if self.micro_batches else len(swaps)
-        parts = [swaps[at : at + half] for at in range(0, len(swaps), half)]
-        total, gradient = 0.0, torch.zeros_like(q)
+        parts = [swaps[n : n + half] for n in range(0, len(swaps), half)]
+        leaves = [optimiser.q.detach().clone()] + ([] if gains is None else [gains.values.detach().clone()])
+        total, gradients = 0.0, [torch.zeros_like(leaf) for leaf in leaves]
         for part in parts:
-            leaf = q.detach().clone().requires_grad_(True)
-            loss = self.loss(runs, leaf, part) / len(parts)
-            gradient += torch.autograd.grad(loss, leaf)[0]
+            q, *g = [leaf.requires_grad_(True) for leaf in leaves]
+            loss = self.loss(runs, Subspace(q, factors.poles(q, g[0]) if g else None), part) / len(parts)
+            for gradient, more in zip(gradients, torch.autograd.grad(loss, leaves), strict=True):
+                gradient += more
             total += float(loss.detach())
-        if not torch.isfinite(gradient).all():
+        if not all(bool(torch.isfinite(g).all()) for g in gradients):
             raise DataError(
                 f"the gradient of {self.name} is not finite (loss {total}); the model overflows on this data. Try bfloat16"
                 " or float32, or look for empty or damaged rows with `steerlab data check`."
             )
-        return total, gradient
+        optimiser.move(gradients[0])
+        if gains is not None:
+            gains.move(gradients[1])
+        return total
 
     # --- what is served -----------------------------------------------------------------------------------------------
 
-    def _clamp(self, engine: Trainable, contrast: Contrast, site: Site, q: Tensor) -> Clamp:
-        """Poles are the factors: each class's mean coordinate at the last prompt token."""
-        positive, negative = read_classes(engine, contrast, [site], "last")[site]
-        make = Push if self.one_sided else Clamp
-        return make(q, (positive @ q.T).mean(dim=0), (negative @ q.T).mean(dim=0))
+    def _clamp(self, kept: Subspace, factors: Factors) -> Clamp:
+        positive, negative = factors.poles(kept.q) if kept.poles is None else kept.poles
+        return (Push if self.one_sided else Clamp)(kept.q, positive, negative)
 
     def _measured(self, runs: Runs, share: Share, edit: Clamp) -> dict[str, Any]:
         told: dict[str, Any] = {"factors": {"positive": edit.positive.tolist(), "negative": edit.negative.tolist()}}
@@ -225,6 +258,11 @@ class Interchange(Method):
             served = runs.clamped(edit, share.held_out)
             told["divergence_served"] = round(served, 6)
         return told
+
+
+def _reached(optimiser: Optimiser, gains: Gains | None, factors: Factors) -> Subspace:
+    q = optimiser.q
+    return Subspace(q, None if gains is None else factors.poles(q, gains.values))
 
 
 def _both_ways(positive: Example, negative: Example) -> tuple[Swap, Swap]:

@@ -16,7 +16,7 @@ from .objectives import kl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .runs import Runs, Swap
+    from .runs import Runs, Subspace, Swap
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class KLDAS(Interchange):
     paper: ClassVar[str] = "arXiv 2602.05234"
     direction: Literal["forward", "reverse"] = "forward"
 
-    def loss(self, runs: Runs, q: Tensor, swaps: Sequence[Swap]) -> Tensor:
-        run = runs.swapped(q, swaps)
+    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
+        run = runs.swapped(at, swaps)
         each = kl(run.source, run.scores) if self.direction == "forward" else kl(run.scores, run.source)
         return each.mean()

@@ -81,6 +81,21 @@ class Published(Optimiser):
         self.q = self._w.detach().clone()
 
 
+class Gains:
+    """Gains of two poles a coordinate, from 1 on, by Adam with cosine decay; `step` is its rate, in gaps between poles."""
+
+    def __init__(self, rank: int, *, steps: int, step: float = 0.1) -> None:
+        self.values = torch.ones(2, rank, requires_grad=True)
+        self._adam = torch.optim.Adam([self.values], lr=step)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._adam, max(steps, 1))
+
+    def move(self, gradient: Float[Tensor, "2 r"]) -> None:
+        """One step against the gradient."""
+        self.values.grad = gradient.clone()
+        self._adam.step()
+        self._schedule.step()
+
+
 def orthonormal(rows: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
     """The nearest rows in order that are orthonormal: the first keeps its direction, each next loses what it shares."""
     rows = rows.detach().double()

@@ -18,7 +18,7 @@ from .objectives import cross_entropy, scaled_preference
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .runs import Runs, Swap, Swapped
+    from .runs import Runs, Subspace, Swap, Swapped
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class PDAS(Interchange):
 
     paper: ClassVar[str] = "arXiv 2602.05234"
 
-    def loss(self, runs: Runs, q: Tensor, swaps: Sequence[Swap]) -> Tensor:
-        chosen, chosen_tokens = _summed(runs.swapped(q, swaps), len(swaps))
-        rejected, rejected_tokens = _summed(runs.swapped(q, swaps, own=True), len(swaps))
+    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
+        chosen, chosen_tokens = _summed(runs.swapped(at, swaps), len(swaps))
+        rejected, rejected_tokens = _summed(runs.swapped(at, swaps, own=True), len(swaps))
         reference_chosen, _ = _summed(runs.plain(swaps), len(swaps))
         reference_rejected, _ = _summed(runs.plain(swaps, own=True), len(swaps))
         return scaled_preference(

@@ -36,6 +36,13 @@ class Swap(NamedTuple):
     wants_positive: bool
 
 
+class Subspace(NamedTuple):
+    """What is trained: a basis, and the poles its coordinates are put at (None: each pair's source gives them)."""
+
+    q: Float[Tensor, "r d"]
+    poles: Float[Tensor, "2 r"] | None = None
+
+
 class Swapped(NamedTuple):
     """What an objective gets, token by token of the answers: the intervened base's scores and the source's."""
 
@@ -61,18 +68,23 @@ class Runs:
         self._kept: dict[tuple[Example, str], _Source] = {}
         self._bytes = 0
 
-    def swapped(self, q: Float[Tensor, "r d"], swaps: Sequence[Swap], *, own: bool = False) -> Swapped:
-        """Base prompts with the source's answer (or their own), coordinates in span(q) taken from the source."""
+    def swapped(self, at: Subspace, swaps: Sequence[Swap], *, own: bool = False) -> Swapped:
+        """Base prompts with the source's answer (or their own), coordinates in span(q) taken from the source.
+
+        With poles, they are put at the positive one where the source is positive, else at the negative one.
+        """
         sources = self._sources([s.source for s in swaps], [s.answer for s in swaps])
         answers = [s.own if own else s.answer for s in swaps]
         batch = self._batch([s.base for s in swaps], answers)
         mask = batch.mask(self.positions)
-        given = self._targets(mask, sources)
+        if at.poles is None:
+            wanted = self._targets(mask, sources) @ at.q.T
+        else:
+            wanted = at.poles[[0 if s.wants_positive else 1 for s in swaps]][:, None]
 
         def interchange(h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-            x = h.float()
-            basis = q.to(h.device)
-            swap = (given.to(h.device) @ basis.T - x @ basis.T) @ basis
+            x, basis = h.float(), at.q.to(h.device)
+            swap = (wanted.to(h.device) - x @ basis.T) @ basis
             return torch.where(mask.to(h.device)[..., None], x + swap, x).to(h.dtype)
 
         scores = self._scores(batch, interchange)
@@ -85,9 +97,9 @@ class Runs:
             scores = self._scores(batch, None)
         return Swapped(scores, scores, *_answers(batch))
 
-    def divergence(self, q: Float[Tensor, "r d"] | None, swaps: Sequence[Swap]) -> float | None:
-        """Mean Jensen–Shannon divergence per token to the source after the interchange (None for q: without it)."""
-        return self._mean(swaps, lambda part: (self.swapped(q, part) if q is not None else self.plain(part)).scores)
+    def divergence(self, at: Subspace | None, swaps: Sequence[Swap]) -> float | None:
+        """Mean Jensen–Shannon divergence per token to the source after the interchange (None: without it)."""
+        return self._mean(swaps, lambda part: (self.plain(part) if at is None else self.swapped(at, part)).scores)
 
     def clamped(self, edit: Clamp, swaps: Sequence[Swap]) -> float:
         """The same divergence under the clamp that is served: to the positive pole where the source is positive."""
