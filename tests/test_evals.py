@@ -11,7 +11,7 @@ import pytest
 import steerlab as sl
 from steerlab.errors import ConfigError
 from steerlab.evals.layers import choose_layer, profile
-from steerlab.evals.measure import Amounts, CostMeter, Costs, Effects, repetition
+from steerlab.evals.measure import Amounts, CostMeter, Costs, Effects
 from steerlab.evals.results import Results
 from steerlab.evals.run import Journal, run
 from steerlab.evals.stats import Estimate, bootstrap, median, paired_difference, percentile, wilson
@@ -144,12 +144,6 @@ def test_paired_differences_and_wilson():
     assert wilson(0, 0).mean is None
 
 
-def test_repetition_counts_trigrams_that_came_before():
-    assert repetition("a b c d e") == 0
-    assert repetition("a b c a b c") == pytest.approx(1 / 4)
-    assert repetition("a b") is None
-
-
 # --- choosing ---------------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +214,8 @@ def test_summaries_and_their_json(units, tmp_path):
     results = summarise(suite, plan(), units, suite.engine(), run="r", title="t", meter={})
     path = results.save(tmp_path / "results.json")
     assert Results.load(path) == results
+    odd = replace(results, title="half a pair: \ud83d")  # a file of the user's may hold it
+    assert Results.load(odd.save(tmp_path / "odd.json")) == odd
     arms = {(row.arm, row.direction, row.setting) for row in results.table}
     assert ("unsteered", "elicit", "unit") in arms
     assert ("ablation", "suppress", "tuned") in arms

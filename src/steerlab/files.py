@@ -40,9 +40,9 @@ def whole(path: str | os.PathLike[str]) -> Generator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a text file whole; returns its path."""
+    """Write a text file whole; returns its path. A lone surrogate is written as JSON escapes it."""
     with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ..contrast import Example
 from ..engines.base import Sampling, Trainable
 from ..judges.base import Judge
+from ..judges.fluency import repetition
 from ..methods.objectives import kl
 from ..steering import Steering
 from .results import Direction
@@ -104,16 +105,10 @@ def _judge(
     into.effect.append(effect)
     into.degree.append(score.value)
     into.joint.append(None if None in verdicts else float(all(verdicts)))
-    into.repetition.append(repetition(text))
+    words = text.lower().split()
+    into.repetition.append(repetition(words) if len(words) > 2 else None)
     into.texts.append(text)
     into.prompts.append(prompt.instruction)
-
-
-def repetition(text: str) -> float | None:
-    """The share of word trigrams that have occurred before in the text; None where there is no trigram."""
-    words = text.lower().split()
-    grams = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else None
 
 
 class CostMeter:
