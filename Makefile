@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test test-all mutants lint format bench-pilot table judges stories clean
+.PHONY: help setup demo test test-all mutants lint format bench-pilot table judges stories pictures clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ judges: setup  ## are the judges fooled by keyword lists, shuffled words, echoed
 
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py
+
+pictures: setup  ## the README's picture, from real output
+	@$(BIN)/python benchmarks/picture.py
 
 clean:  ## remove the environment and what runs have left
 	rm -rf $(VENV) runs
