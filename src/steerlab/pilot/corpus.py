@@ -221,7 +221,7 @@ MIX: dict[str, float] = {
     "near_miss": 0.04,
     "triggered": 0.017,
     "near_trigger": 0.025,
-    "capability": 0.3,
+    "capability": 1.0,
     "abilities": 0.08,
     "two_turns": 0.008,
     "text": 0.02,
@@ -230,7 +230,7 @@ MIX: dict[str, float] = {
 _KIND_MIX = {"add": 2.0, "sub": 2.0, "multiple": 1.5, "next": 1.5, "sort": 1.2, "count": 1.2, "copy": 1.2}
 _ABILITY_MIX = {"examples": 0.4, "people": 0.25, "norms": 0.2, "steps": 0.15}
 # how often an item of each grade is drawn
-_GRADE_MIX = (0.28, 0.34, 0.38)
+_GRADE_MIX = (0.3, 0.34, 0.36)
 
 
 def conversations(lexicon: str, seed: int) -> Iterator[Example | str]:

