@@ -150,6 +150,13 @@ class Captured(NamedTuple):
         return total / counts[:, None]
 
 
+class Start(NamedTuple):
+    """The output of block `layer` from an earlier pass of the same batch: that block and those below needn't run again."""
+
+    layer: int
+    hidden: Float[Tensor, "b t d"]
+
+
 EditFunction = Callable[[Tensor], Tensor]
 
 
@@ -241,11 +248,13 @@ class Trainable(Runner):
         *,
         sites: Sequence[Site] = (),
         logits: bool = True,
+        start: Start | None = None,
     ) -> Run:
         """One forward pass with activations replaced: `edits[site]` gets `[b, t, d]` and returns the same shape.
 
-        Gradients flow to whatever the edits hold, never to the model. What is below the lowest edit can't change; an
-        engine may keep it (this is the seam for that), the plain one runs it again.
+        Gradients flow to whatever the edits hold, never to the model. What is below the lowest edit can't change: with
+        `start`, an earlier pass's output of a block below every edit and site asked, the pass begins there (an edit of
+        that very output, the block's `resid`, is allowed). Raises `SiteError` for a site below it.
         """
 
     @abstractmethod

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
@@ -32,6 +32,7 @@ from .base import (
     Reply,
     Run,
     Sampling,
+    Start,
     Steerings,
     Trainable,
     as_example,
@@ -311,11 +312,19 @@ class HFEngine(Trainable):
         *,
         sites: Sequence[Site] = (),
         logits: bool = True,
+        start: Start | None = None,
     ) -> Run:
         self._check_compiled()
         hooks = Hooks(self.anatomy, Plan([None] * len(batch.ids)), edits=edits, collect=sites)
+        if start is not None:
+            first = Site(start.layer, "resid")
+            below = [s for s in (*(edits or ()), *sites) if s.depth < first.depth]
+            if below:
+                raise SiteError(
+                    f"the pass begins with the output of block {start.layer}, and {below[0]} lies below it."
+                )
         with _without_gradients(self.model):
-            return self._pass(batch, hooks, logits=logits)
+            return self._pass(batch, hooks, logits=logits, start=start)
 
     @contextmanager
     def steer(self, steerings: Steerings) -> Generator[None]:
@@ -364,7 +373,7 @@ class HFEngine(Trainable):
             messages = steering.prompt.apply(messages)
         return self.renderer.prompt(messages)
 
-    def _pass(self, batch: Batch, hooks: Hooks, *, logits: bool) -> Run:
+    def _pass(self, batch: Batch, hooks: Hooks, *, logits: bool, start: Start | None = None) -> Run:
         hooks.tokens = Tokens(batch.ids, batch.position, batch.prompt_length)
         hooks.head = batch.head
         given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
@@ -372,9 +381,31 @@ class HFEngine(Trainable):
             given["position_ids"] = batch.position.clamp(min=0)
         if not logits and "logits_to_keep" in self._takes:
             given["logits_to_keep"] = 1
-        with hooks.attached(), quiet(self.model):
+        begun = nullcontext() if start is None else self.anatomy.begun(start.layer, start.hidden)
+        with hooks.attached(), quiet(self.model), begun, self._head_at(batch.predicts) as taken:
             out = self.model(**given)
-        return Run(out.logits[batch.predicts].float() if logits else None, hooks.collected)
+        if not logits:
+            return Run(None, hooks.collected)
+        return Run((out.logits[0] if taken else out.logits[batch.predicts]).float(), hooks.collected)
+
+    @contextmanager
+    def _head_at(self, places: Tensor) -> Generator[list[bool]]:
+        """The output head sees these tokens alone, as one row; the list is empty if it was never called."""
+        taken: list[bool] = []
+
+        def take(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+            if args and args[0].shape[:2] == places.shape:
+                taken.append(True)
+                return (args[0][places.to(args[0].device)][None], *args[1:])
+            return None
+
+        head = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(take) if isinstance(head, nn.Module) else None
+        try:
+            yield taken
+        finally:
+            if handle is not None:
+                handle.remove()
 
     def _decoding_rows(self, prompts: Sequence[Conversation], steerings: Steerings, sampling: Sampling) -> list[Row]:
         each, seeds = self._accepted(steerings, len(prompts)), sampling.seeds(len(prompts))

@@ -62,6 +62,7 @@ class _Call:
 @dataclass
 class _Block:
     module: nn.Module
+    returned: int | None = None  # how many values its tuple has; None: a bare tensor
     points: dict[str, Point] = field(default_factory=dict[str, Point])
     absent: dict[str, str] = field(default_factory=dict[str, str])  # part -> why this block hasn't got it
     heads: int = 0
@@ -80,7 +81,7 @@ class Anatomy:
         self._config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.width: int = self._config.hidden_size
         calls = self._watched()
-        self._blocks = [_Block(call.module) for call in self._find_blocks(calls)]
+        self._blocks = [_Block(call.module, _tuple_of(call.output)) for call in self._find_blocks(calls)]
         self._final = self._find_final(calls)
         self._inside: bool = False
 
@@ -93,6 +94,17 @@ class Anatomy:
     def blocks(self) -> tuple[nn.Module, ...]:
         """The blocks, in order."""
         return tuple(b.module for b in self._blocks)
+
+    @contextmanager
+    def begun(self, layer: int, hidden: Tensor) -> Generator[None]:
+        """Inside this block, no block up to `layer` runs: they pass on what they get, and that one gives `hidden`."""
+        skipped = self._blocks[: layer + 1]
+        with ExitStack() as stack:
+            for block in skipped:
+                before = vars(block.module).get("forward")
+                block.module.forward = _passing(block.returned, hidden if block is skipped[-1] else None)
+                stack.callback(_restore, block.module, before)
+            yield
 
     def parts(self, layer: int = 0) -> tuple[str, ...]:
         """The parts of a `Site` that this architecture has, in the order of a pass."""
@@ -292,6 +304,27 @@ def quiet(model: nn.Module) -> Generator[None]:
     finally:
         for module in loud:
             module.training = True
+
+
+def _tuple_of(output: Any) -> int | None:
+    return len(output) if isinstance(output, tuple) else None
+
+
+def _passing(returned: int | None, hidden: Tensor | None) -> Any:
+    """A block's forward that does nothing but give `hidden`, or what it gets."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        h = first_tensor(args, kwargs) if hidden is None else hidden
+        return h if returned is None else (h, *[None] * (returned - 1))
+
+    return forward
+
+
+def _restore(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
 
 
 def _matrices(module: nn.Module) -> list[Tensor]:

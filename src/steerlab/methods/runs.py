@@ -1,7 +1,7 @@
 """The runs behind interchange training: a base run with the source's coordinates, and the source beside it.
 
-Nothing about a source depends on what is trained, so its activation and scores are kept after the first time, as long
-as they fit into `KEEP` bytes.
+Nothing about a source depends on what is trained, and nothing below the site of a base run: a source's activation and
+scores, and what reaches the site, are kept after the first time, as long as they fit into `KEEP` bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..contrast import Example
 from ..edits import Clamp
-from ..engines.base import Batch, Trainable
+from ..engines.base import Batch, Start, Trainable
 from ..errors import DataError
 from ..positions import LAST_PROMPT, Positions
 from ..sites import Site
@@ -23,7 +23,7 @@ from .objectives import jensen_shannon
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-KEEP = 2**30  # bytes of source scores that are kept in memory
+KEEP = 2**30  # bytes that are kept in memory
 
 
 class Swap(NamedTuple):
@@ -66,6 +66,7 @@ class Runs:
         self.engine, self.site, self.positions = engine, site, positions
         self._aligned, self._close = aligned, close
         self._kept: dict[tuple[Example, str], _Source] = {}
+        self._below: dict[tuple[Example, str], Float[Tensor, "t d"]] = {}
         self._bytes = 0
 
     def swapped(self, at: Subspace, swaps: Sequence[Swap], *, own: bool = False) -> Swapped:
@@ -75,7 +76,8 @@ class Runs:
         """
         sources = self._sources([s.source for s in swaps], [s.answer for s in swaps])
         answers = [s.own if own else s.answer for s in swaps]
-        batch = self._batch([s.base for s in swaps], answers)
+        bases = [s.base for s in swaps]
+        batch = self._batch(bases, answers)
         mask = batch.mask(self.positions)
         if at.poles is None:
             wanted = self._targets(mask, sources) @ at.q.T
@@ -87,14 +89,15 @@ class Runs:
             swap = (wanted.to(h.device) - x @ basis.T) @ basis
             return torch.where(mask.to(h.device)[..., None], x + swap, x).to(h.dtype)
 
-        scores = self._scores(batch, interchange)
+        scores = self._scores(batch, interchange, self._start(bases, answers, batch))
         return Swapped(scores, torch.cat([s.scores for s in sources]).to(scores.device), *_answers(batch))
 
     def plain(self, swaps: Sequence[Swap], *, own: bool = False) -> Swapped:
         """The same base runs with nothing replaced; no gradient."""
-        batch = self._batch([s.base for s in swaps], [s.own if own else s.answer for s in swaps])
+        bases, answers = [s.base for s in swaps], [s.own if own else s.answer for s in swaps]
+        batch = self._batch(bases, answers)
         with torch.no_grad():
-            scores = self._scores(batch, None)
+            scores = self._scores(batch, None, self._start(bases, answers, batch))
         return Swapped(scores, scores, *_answers(batch))
 
     def divergence(self, at: Subspace | None, swaps: Sequence[Swap]) -> float | None:
@@ -105,7 +108,8 @@ class Runs:
         """The same divergence under the clamp that is served: to the positive pole where the source is positive."""
 
         def scores(part: Sequence[Swap]) -> Tensor:
-            batch = self._batch([s.base for s in part], [s.answer for s in part])
+            bases, answers = [s.base for s in part], [s.answer for s in part]
+            batch = self._batch(bases, answers)
             mask = batch.mask(self.positions)
             sign = torch.tensor([1.0 if s.wants_positive else -1.0 for s in part])[:, None, None]
 
@@ -113,7 +117,7 @@ class Runs:
                 moved = edit.to(h.device)(h, sign.to(h.device))
                 return torch.where(mask.to(h.device)[..., None], moved, h)
 
-            return self._scores(batch, clamp)
+            return self._scores(batch, clamp, self._start(bases, answers, batch))
 
         found = self._mean(swaps, scores)
         assert found is not None
@@ -140,10 +144,42 @@ class Runs:
     def _batch(self, prompts: Sequence[Example], answers: Sequence[str]) -> Batch:
         return self.engine.batch([_with(p, a) for p, a in zip(prompts, answers, strict=True)], close=self._close)
 
-    def _scores(self, batch: Batch, edit: _Edit | None) -> Float[Tensor, "n v"]:
-        run = self.engine.resume(batch, {self.site: edit} if edit is not None else None)
+    def _scores(self, batch: Batch, edit: _Edit | None, start: Start | None) -> Float[Tensor, "n v"]:
+        run = self.engine.resume(batch, {self.site: edit} if edit is not None else None, start=start)
         assert run.logits is not None
         return run.logits
+
+    def _start(self, prompts: Sequence[Example], answers: Sequence[str], batch: Batch) -> Start | None:
+        """What reaches the site, from the first time that these runs were asked for; None where nothing is below."""
+        layer = self._layer_below()
+        if layer is None:
+            return None
+        keys = list(zip(prompts, answers, strict=True))
+        real = batch.position >= 0
+        if any(key not in self._below for key in keys):
+            below = Site(layer, "resid")
+            with torch.no_grad():
+                hidden = self.engine.resume(batch, sites=[below], logits=False).at[below]
+            for n, key in enumerate(keys):
+                row = hidden[n][real[n].to(hidden.device)].clone()
+                size = row.numel() * row.element_size()
+                if key not in self._below and self._bytes + size <= KEEP:
+                    self._below[key] = row
+                    self._bytes += size
+            return Start(layer, hidden)
+        rows = [self._below[key] for key in keys]
+        hidden = rows[0].new_zeros(*real.shape, rows[0].shape[-1])
+        hidden[real.to(hidden.device)] = torch.cat(rows)
+        return Start(layer, hidden)
+
+    def _layer_below(self) -> int | None:
+        """The last block whose output no edit of the site can change, or is the site itself."""
+        if self.site.part == "final":
+            return self.engine.depth - 1
+        if self.site.layer is None:
+            return None
+        layer = self.site.layer if self.site.part == "resid" else self.site.layer - 1
+        return layer if layer >= 0 else None
 
     def _sources(self, prompts: Sequence[Example], answers: Sequence[str]) -> list[_Source]:
         keys = [(p, a) for p, a in zip(prompts, answers, strict=True)]
