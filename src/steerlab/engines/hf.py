@@ -40,7 +40,7 @@ from .base import (
 )
 from .hf_follow import Follower
 from .hf_generate import Decoder, Row
-from .hf_hooks import Hooks, Plan, finite, refuse_compiled
+from .hf_hooks import Enough, Hooks, Plan, finite, refuse_compiled
 from .hf_sites import Anatomy, quiet
 from .render import Rendered, Renderer, Template
 
@@ -282,7 +282,9 @@ class HFEngine(Trainable):
             for start in range(0, len(examples), self.batch_size):
                 part, under = examples[start : start + self.batch_size], each[start : start + self.batch_size]
                 batch = self.batch(part, under)
-                run = self._pass(batch, Hooks(self.anatomy, Plan(under), collect=sites), logits=False)
+                run = self._pass(
+                    batch, Hooks(self.anatomy, Plan(under), collect=sites, only_collect=True), logits=False
+                )
                 mask = batch.mask(positions)
                 for site in sites:
                     parts[site].append(finite(run.at[site][mask].float().cpu(), str(site)))
@@ -315,7 +317,7 @@ class HFEngine(Trainable):
         start: Start | None = None,
     ) -> Run:
         self._check_compiled()
-        hooks = Hooks(self.anatomy, Plan([None] * len(batch.ids)), edits=edits, collect=sites)
+        hooks = Hooks(self.anatomy, Plan([None] * len(batch.ids)), edits=edits, collect=sites, only_collect=not logits)
         if start is not None:
             first = Site(start.layer, "resid")
             below = [s for s in (*(edits or ()), *sites) if s.depth < first.depth]
@@ -383,8 +385,11 @@ class HFEngine(Trainable):
             given["logits_to_keep"] = 1
         begun = nullcontext() if start is None else self.anatomy.begun(start.layer, start.hidden)
         with hooks.attached(), quiet(self.model), begun, self._head_at(batch.predicts) as taken:
-            out = self.model(**given)
-        if not logits:
+            try:
+                out = self.model(**given)
+            except Enough:
+                out = None
+        if out is None or not logits:
             return Run(None, hooks.collected)
         return Run((out.logits[0] if taken else out.logits[batch.predicts]).float(), hooks.collected)
 

@@ -108,8 +108,15 @@ class Plan:
         self.groups[:] = [g for g in self.groups if g.rows]
 
 
+class Enough(Exception):
+    """Ends a forward pass early."""
+
+
 class Hooks:
-    """Carries edits into the forward passes of one call. `tokens` and `head` must be set before each pass."""
+    """Carries edits into the forward passes of one call. `tokens` and `head` must be set before each pass.
+
+    With `only_collect` a pass ends, by `Enough`, as soon as all sites are collected.
+    """
 
     def __init__(
         self,
@@ -118,8 +125,9 @@ class Hooks:
         *,
         edits: Mapping[Site, EditFunction] | None = None,
         collect: Sequence[Site] = (),
+        only_collect: bool = False,
     ) -> None:
-        self.plan = plan
+        self.plan, self._only_collect = plan, only_collect and bool(collect)
         self.collected: dict[Site, Tensor] = {}
         self.tokens: Tokens | None = None
         self.head: Tensor | None = None
@@ -176,6 +184,8 @@ class Hooks:
                 h = self._put(site, h, self._edits[site](self._slice(site, h)))
         for site in self._collects.intersection(sites):
             self.collected[site] = self._slice(site, h).clone()
+        if self._only_collect and len(self.collected) == len(self._collects):
+            raise Enough
         return h
 
     def _slice(self, site: Site, h: Tensor) -> Tensor:

@@ -590,3 +590,18 @@ def test_a_pass_that_begins_at_a_block_equals_the_whole_one(architecture, paddin
 
 def _planted(_h):
     raise RuntimeError("planted")
+
+
+def test_reading_activations_ends_the_pass_where_they_are_read(architecture):
+    engine = tiny.engine(architecture)
+    ran = []
+    handles = [b.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, b in enumerate(engine.anatomy.blocks)]
+    try:
+        examples = [Example.ask("w1 w2 w3", "w4"), Example.ask("w5", "w6 w7")]
+        alone = engine.capture(examples, [Site(0)], ALL)
+        assert ran == [0]
+        beside = engine.capture(examples, [Site(0), Site(engine.depth - 1)], ALL)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert torch.equal(alone[Site(0)].values, beside[Site(0)].values)
