@@ -30,7 +30,7 @@ class CDAS(Interchange):
 
     def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
         run = runs.swapped(at, swaps)
-        return jensen_shannon(run.scores, run.source).mean()
+        return run.mean(jensen_shannon(run.scores, run.source))
 
     @classmethod
     def published(

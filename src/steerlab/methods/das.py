@@ -24,4 +24,4 @@ class DAS(Interchange):
 
     def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
         run = runs.swapped(at, swaps)
-        return cross_entropy(run.scores, run.tokens).mean()
+        return run.mean(cross_entropy(run.scores, run.tokens))

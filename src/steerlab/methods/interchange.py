@@ -71,7 +71,8 @@ class Interchange(Method):
     file of a steering whose first direction is taken. `optimiser` is `sphere` (`step` in radians) or `published` (Adam,
     renormalised; `step` is its learning rate). `poles` are the `factors` read from data, or `trained`: the clamp that is
     served takes the interchange's place in the loss, and its two poles move with q as p = o + γ(p − o), one γ a pole and
-    coordinate, from the factors (γ = 1) on. `held_out` is the share of pairs on which the divergence is measured and
+    coordinate, from the factors (γ = 1) on. `early` weighs the answer's t-th token by t^(−early): 0 all alike, as
+    published; more where the first words decide how a reply goes on. `held_out` is the share of pairs on which the divergence is measured and
     the best iterate kept; at 0 the last one is. `one_sided` serves a `Push` instead of a `Clamp`. `micro_batches` and
     `close=False` are the published loop's: two halves of a batch averaged alike, no end token after answers.
     """
@@ -84,6 +85,7 @@ class Interchange(Method):
     source: Literal["last", "aligned"] = "last"
     start: str = "paired"
     optimiser: Literal["sphere", "published"] = "sphere"
+    early: float = 0.0
     step: float = 0.15
     poles: Literal["factors", "trained"] = "factors"
     epochs: int = 2
@@ -111,7 +113,7 @@ class Interchange(Method):
         with Meter() as meter:
             site, positions = self._site(engine), Positions.parse(self.positions)
             share = self._share(contrast)
-            runs = Runs(engine, site, positions, aligned=self.source == "aligned", close=self.close)
+            runs = Runs(engine, site, positions, aligned=self.source == "aligned", close=self.close, early=self.early)
             factors = Factors.read(engine, contrast, site)
             gains = Gains(self.rank, steps=self._steps(share)) if self.poles == "trained" else None
             kept, told = self._train(runs, share, self._start(engine, contrast, site), factors, gains)

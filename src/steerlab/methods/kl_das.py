@@ -29,4 +29,4 @@ class KLDAS(Interchange):
     def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
         run = runs.swapped(at, swaps)
         each = kl(run.source, run.scores) if self.direction == "forward" else kl(run.scores, run.source)
-        return each.mean()
+        return run.mean(each)

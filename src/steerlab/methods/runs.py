@@ -50,6 +50,11 @@ class Swapped(NamedTuple):
     source: Float[Tensor, "n v"]
     tokens: Int[Tensor, " n"]
     row: Int[Tensor, " n"]
+    weight: Float[Tensor, " n"]  # of each token, 1 on average
+
+    def mean(self, each: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """The weighted mean of one value per token."""
+        return (each * self.weight.to(each.device)).mean()
 
 
 class _Source(NamedTuple):
@@ -61,10 +66,17 @@ class Runs:
     """Runs ordered pairs through an engine at one site."""
 
     def __init__(
-        self, engine: Trainable, site: Site, positions: Positions, *, aligned: bool = False, close: bool = True
+        self,
+        engine: Trainable,
+        site: Site,
+        positions: Positions,
+        *,
+        aligned: bool = False,
+        close: bool = True,
+        early: float = 0.0,
     ) -> None:
         self.engine, self.site, self.positions = engine, site, positions
-        self._aligned, self._close = aligned, close
+        self._aligned, self._close, self._early = aligned, close, early
         self._kept: dict[tuple[Example, str], _Source] = {}
         self._below: dict[tuple[Example, str], Float[Tensor, "t d"]] = {}
         self._bytes = 0
@@ -90,7 +102,7 @@ class Runs:
             return torch.where(mask.to(h.device)[..., None], x + swap, x).to(h.dtype)
 
         scores = self._scores(batch, interchange, self._start(bases, answers, batch))
-        return Swapped(scores, torch.cat([s.scores for s in sources]).to(scores.device), *_answers(batch))
+        return Swapped(scores, torch.cat([s.scores for s in sources]).to(scores.device), *self._answers(batch))
 
     def plain(self, swaps: Sequence[Swap], *, own: bool = False) -> Swapped:
         """The same base runs with nothing replaced; no gradient."""
@@ -98,16 +110,16 @@ class Runs:
         batch = self._batch(bases, answers)
         with torch.no_grad():
             scores = self._scores(batch, None, self._start(bases, answers, batch))
-        return Swapped(scores, scores, *_answers(batch))
+        return Swapped(scores, scores, *self._answers(batch))
 
     def divergence(self, at: Subspace | None, swaps: Sequence[Swap]) -> float | None:
         """Mean Jensen–Shannon divergence per token to the source after the interchange (None: without it)."""
-        return self._mean(swaps, lambda part: (self.plain(part) if at is None else self.swapped(at, part)).scores)
+        return self._mean(swaps, lambda part: self.plain(part) if at is None else self.swapped(at, part))
 
     def clamped(self, edit: Clamp, swaps: Sequence[Swap]) -> float:
         """The same divergence under the clamp that is served: to the positive pole where the source is positive."""
 
-        def scores(part: Sequence[Swap]) -> Tensor:
+        def run(part: Sequence[Swap]) -> Swapped:
             bases, answers = [s.base for s in part], [s.answer for s in part]
             batch = self._batch(bases, answers)
             mask = batch.mask(self.positions)
@@ -117,16 +129,17 @@ class Runs:
                 moved = edit.to(h.device)(h, sign.to(h.device))
                 return torch.where(mask.to(h.device)[..., None], moved, h)
 
-            return self._scores(batch, clamp, self._start(bases, answers, batch))
+            scores = self._scores(batch, clamp, self._start(bases, answers, batch))
+            return Swapped(scores, scores, *self._answers(batch))
 
-        found = self._mean(swaps, scores)
+        found = self._mean(swaps, run)
         assert found is not None
         return found
 
-    def _mean(self, swaps: Sequence[Swap], scores: _Scores) -> float | None:
+    def _mean(self, swaps: Sequence[Swap], run: Callable[[Sequence[Swap]], Swapped]) -> float | None:
         if not swaps:
             return None
-        total, count = 0.0, 0
+        total, count = 0.0, 0.0
         size = 32
         with torch.no_grad():
             for at in range(0, len(swaps), size):
@@ -134,9 +147,9 @@ class Runs:
                 target = torch.cat(
                     [s.scores for s in self._sources([s.source for s in part], [s.answer for s in part])]
                 )
-                found = scores(part)
-                each = jensen_shannon(found, target.to(found.device))
-                total, count = total + float(each.sum()), count + len(each)
+                found = run(part)
+                each = jensen_shannon(found.scores, target.to(found.scores.device))
+                total, count = total + float(found.mean(each)) * len(each), count + len(each)
         return total / count
 
     # --- the engine ---------------------------------------------------------------------------------------------------
@@ -181,6 +194,14 @@ class Runs:
         layer = self.site.layer if self.site.part == "resid" else self.site.layer - 1
         return layer if layer >= 0 else None
 
+    def _answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The answer's tokens, each one's row and its weight, in the order of the scores."""
+        chosen = batch.predicts
+        following = torch.roll(batch.ids, -1, dims=1)
+        place = (batch.position - (batch.prompt_length[:, None] - 1))[chosen]
+        weight = (1 + place.float()) ** -self._early
+        return following[chosen], chosen.nonzero()[:, 0], weight / weight.mean()
+
     def _sources(self, prompts: Sequence[Example], answers: Sequence[str]) -> list[_Source]:
         keys = [(p, a) for p, a in zip(prompts, answers, strict=True)]
         missing = list(dict.fromkeys(k for k in keys if k not in self._kept))
@@ -222,15 +243,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     _Edit = Callable[[Tensor], Tensor]
-    _Scores = Callable[[Sequence[Swap]], Tensor]
 
 
 def _with(prompt: Example, answer: str) -> Example:
     return Example(prompt.messages, answer, family=prompt.family)
-
-
-def _answers(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The answer's tokens and each one's row, in the order of the scores."""
-    chosen = batch.predicts
-    following = torch.roll(batch.ids, -1, dims=1)
-    return following[chosen], chosen.nonzero()[:, 0]
