@@ -39,7 +39,7 @@ OPENINGS = (
 )  # fmt: skip
 ARMS = {
     "cdas": ("cdas", {}),
-    "cdas published": ("cdas", {"start": "random", "optimiser": "published", "step": 0.04, "epochs": 18, "held_out": 0.0, "micro_batches": True, "close": False, "seed": 42}),
+    "cdas published": ("cdas", {"start": "random", "optimiser": "published", "step": 0.04, "poles": "factors", "early": 0.0, "epochs": 18, "held_out": 0.0, "micro_batches": True, "close": False, "seed": 42}),
     "diff_means last": ("diff_means", {"pooling": "last"}),
     "diff_means paired": ("diff_means", {"pooling": "paired"}),
     "random": ("random", {}),

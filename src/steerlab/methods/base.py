@@ -59,9 +59,10 @@ def method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
 class FromActivations(Method):
     """A method that reads activations of both classes and solves for an edit.
 
-    `site` is a block's number, a site such as `heads@3[5]`, or several with commas between (None: the middle block).
-    `pooling` says what is read: the `last` prompt token; every `token` after the template's head; the mean over each
-    `response`; or `paired`, where each response is read under both prompts of its pair. `positions` is where it steers.
+    `site` is a block's number, a site such as `heads@3[5]`, or several with commas between (None: the block at two
+    thirds of the depth). `pooling` says what is read: the `last` prompt token; every `token` after the template's head;
+    the mean over each `response`; or `paired`, where each response is read under both prompts of its pair. `positions`
+    is where it steers.
     """
 
     site: str | None = None
@@ -88,9 +89,9 @@ class FromActivations(Method):
 
 
 def parse_sites(engine: Trainable, text: str | None) -> tuple[Site, ...]:
-    """The sites that a setting names, each checked against the model. None is the output of the middle block."""
+    """The sites that a setting names, each checked against the model. None is the block at two thirds of the depth."""
     if text is None:
-        return (Site((engine.depth - 1) // 2),)
+        return (Site(engine.depth * 2 // 3),)
     sites = tuple(Site.parse(piece) for piece in str(text).split(","))
     if len(set(sites)) < len(sites):
         raise SiteError(f"the sites {text!r} name one twice; give each once.")

@@ -42,6 +42,6 @@ class CDAS(Interchange):
         on AxBench.
         """
         return cls(
-            site=site, rank=rank, start="random", optimiser="published", step=step, epochs=epochs, batch_size=8,
-            held_out=0.0, micro_batches=True, close=False, seed=seed,
+            site=site, rank=rank, start="random", optimiser="published", step=step, poles="factors", early=0.0,
+            epochs=epochs, batch_size=8, held_out=0.0, micro_batches=True, close=False, seed=seed,
         )  # fmt: skip

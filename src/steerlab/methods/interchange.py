@@ -66,15 +66,16 @@ class Share(NamedTuple):
 class Interchange(Method):
     """Learn a subspace whose coordinates, swapped between two runs, make one answer like the other; then clamp them.
 
-    `site` is a block's number or a site (None: the middle block); `rank` the subspace's. `start` is `paired` or
-    `diff_means` (the difference of class means, over the same responses or at the last prompt token), `random`, or the
-    file of a steering whose first direction is taken. `optimiser` is `sphere` (`step` in radians) or `published` (Adam,
-    renormalised; `step` is its learning rate). `poles` are the `factors` read from data, or `trained`: the clamp that is
-    served takes the interchange's place in the loss, and its two poles move with q as p = o + γ(p − o), one γ a pole and
-    coordinate, from the factors (γ = 1) on. `early` weighs the answer's t-th token by t^(−early): 0 all alike, as
-    published; more where the first words decide how a reply goes on. `held_out` is the share of pairs on which the divergence is measured and
-    the best iterate kept; at 0 the last one is. `one_sided` serves a `Push` instead of a `Clamp`. `micro_batches` and
-    `close=False` are the published loop's: two halves of a batch averaged alike, no end token after answers.
+    `site` is a block's number or a site (None: the block at two thirds of the depth); `rank` the subspace's. `start` is
+    `paired` or `diff_means` (the difference of class means, over the same responses or at the last prompt token),
+    `random`, or the file of a steering whose first direction is taken. `optimiser` is `sphere` (`step` in radians) or
+    `published` (Adam, renormalised; `step` is its learning rate). `poles` are the `factors` read from data, or `trained`:
+    the clamp that is served takes the interchange's place in the loss, and its two poles move with q as
+    p = o + γ(p − o), one γ a pole and coordinate, from the factors (γ = 1) on. `early` weighs the answer's t-th token by
+    t^(−early): 0 all alike, as published; more where the first words decide how a reply goes on. `held_out` is the share
+    of pairs on which the divergence is measured and the best iterate kept; at 0 the last one is. `one_sided` serves a
+    `Push` instead of a `Clamp`. `micro_batches` and `close=False` are the published loop's: two halves of a batch
+    averaged alike, no end token after answers.
     """
 
     symmetric: ClassVar[bool] = True
@@ -85,10 +86,10 @@ class Interchange(Method):
     source: Literal["last", "aligned"] = "last"
     start: str = "paired"
     optimiser: Literal["sphere", "published"] = "sphere"
-    early: float = 0.0
+    early: float = 0.75
     step: float = 0.15
-    poles: Literal["factors", "trained"] = "factors"
-    epochs: int = 2
+    poles: Literal["factors", "trained"] = "trained"
+    epochs: int = 6
     batch_size: int = 8
     held_out: float = 0.2
     one_sided: bool = False
