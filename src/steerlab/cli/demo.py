@@ -9,7 +9,7 @@ import typer
 
 from .common import say, took
 
-CONCEPTS = ("pirate", "sea")
+CONCEPTS = ("pirate",)
 SHOWN = ("pirate", "Describe a kitchen to a friend.")
 
 
@@ -46,11 +46,11 @@ def demo(
         replies = engine.generate([text] * 4, [steering.scaled(s) for s in strengths], Sampling(64))
         side_by_side(text, strengths, replies)
 
-    say("\n3. measure: effect and cost of four arms on refusal and two concepts, three fits each")
+    say("\n3. measure: effect and cost of four arms on refusal and a concept, three fits each")
     plan = Plan(
         arms=tuple(ArmPlan(n, n) for n in ("cdas", "diff_means", "random", "prompt")),
         tasks=("refusal", *CONCEPTS), seeds=(0, 1, 2), dev=Amounts(10, 40, 4, 0, 56), test=Amounts(16, 60, 8, 8, 56),
     )  # fmt: skip
-    results = measured(PilotSuite(), plan, out, workers=workers, title="The demonstration: refusal and two concepts")
+    results = measured(PilotSuite(), plan, out, workers=workers, title="The demonstration: refusal and a concept")
     printed(results)
     say(f"\nopen {out / 'report.html'} in a browser; the steering is {path}")

@@ -89,7 +89,7 @@ class Interchange(Method):
     early: float = 0.75
     step: float = 0.15
     poles: Literal["factors", "trained"] = "trained"
-    epochs: int = 6
+    epochs: int = 4
     batch_size: int = 8
     held_out: float = 0.2
     one_sided: bool = False
