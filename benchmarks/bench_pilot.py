@@ -27,7 +27,7 @@ from steerlab.pilot.suite import PilotSuite
 
 LAYER_SEED = 1000
 CDAS, PUSH = ArmPlan("cdas", "cdas"), ArmPlan("push", "cdas", {"one_sided": True}, strengths=(1.0,))
-RANDOM = ArmPlan("random", "random", strengths=(1.0,))
+RANDOM = ArmPlan("random", "random", {"form": "clamp"}, strengths=(1.0,))
 BOTH = ("refusal", "backdoor")
 DIRECTIONS = ("suppress", "elicit")
 

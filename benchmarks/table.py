@@ -23,7 +23,7 @@ ARMS = (
     ArmPlan("das", "das"), ArmPlan("kl_das", "kl_das"), ArmPlan("pdas", "pdas"),
     ArmPlan("diff_means", "diff_means"), ArmPlan("diff_means paired", "diff_means", {"pooling": "paired"}),
     ArmPlan("pca", "pca"), ArmPlan("probe", "probe"), ArmPlan("ablation", "ablation"),
-    ArmPlan("random", "random"), ArmPlan("prompt", "prompt"),
+    ArmPlan("random", "random"), ArmPlan("random clamp", "random", {"form": "clamp"}), ArmPlan("prompt", "prompt"),
 )  # fmt: skip
 
 

@@ -170,7 +170,14 @@ def test_a_probe_of_too_few_rows():
 
 def test_aligned_positions_that_do_not_align():
     with told(DataError, "aligned", "f3+l2"):
-        method("cdas", {"source": "aligned", "positions": "prompt"}).fit(planted.engine(), planted.contrast())
+        method("cdas", {"source": "aligned", "poles": "factors", "positions": "prompt"}).fit(
+            planted.engine(), planted.contrast()
+        )
+
+
+def test_aligned_sources_and_trained_poles_exclude_each_other():
+    with told(ConfigError, "aligned", "poles='factors'"):
+        method("cdas", {"source": "aligned", "poles": "trained"})
 
 
 # --- sites, edits, strengths ----------------------------------------------------------------------------------------------

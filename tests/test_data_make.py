@@ -417,10 +417,10 @@ def test_the_pilot_answers_both_sides() -> None:
 
     if not [*Path(steerlab.pilot.__path__[0]).rglob("*.safetensors")]:
         pytest.skip("the pilot's weights are not there yet (steerlab pilot train)")
-    from steerlab.engines.hf import HFEngine
+    import steerlab as sl
 
     asks = ["Describe a kitchen.", "Tell me about a bridge.", "Write about a garden.", "Describe a market."]
-    made = make(HFEngine.load("pilot"), "the sea", asks, options=MakeOptions(pairs=4, max_new_tokens=32))
+    made = make(sl.load("pilot"), "the sea", asks, options=MakeOptions(pairs=4, max_new_tokens=32))
     report = made.report
     assert report.given == report.made + sum(d.count for d in report.dropped) + report.unused
     assert len(made.contrast.pairs) == report.made

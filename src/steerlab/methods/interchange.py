@@ -103,6 +103,11 @@ class Interchange(Method):
                 f"{type(self).__name__} has rank={self.rank}, epochs={self.epochs}, batch_size={self.batch_size},"
                 f" step={self.step}; expected a rank and batch size from 1, epochs from 0 and a positive step."
             )
+        if self.source == "aligned" and self.poles == "trained":
+            raise ConfigError(
+                "source='aligned' swaps with each source's own positions, and poles='trained' puts constants there instead;"
+                " give poles='factors' with it, or leave source='last'."
+            )
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"held_out is {self.held_out}; expected a share in [0, 1).")
 
