@@ -26,7 +26,9 @@ from steerlab.meter import Meter
 from steerlab.pilot.suite import PilotSuite
 
 LAYER_SEED = 1000
-CDAS, PUSH = ArmPlan("cdas", "cdas"), ArmPlan("push", "cdas", {"one_sided": True}, strengths=(1.0,))
+RANK, PAIRS = 8, {True: 96, False: 64}  # chosen on dev; pairs for refusal and backdoor, and for concepts
+CDAS = ArmPlan("cdas", "cdas", {"rank": RANK})
+PUSH = ArmPlan("push", "cdas", {"rank": RANK, "one_sided": True}, strengths=(1.0,))
 RANDOM = ArmPlan("random", "random", {"form": "clamp"}, strengths=(1.0,))
 BOTH = ("refusal", "backdoor")
 DIRECTIONS = ("suppress", "elicit")
@@ -44,7 +46,7 @@ def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -
     at_unit = set(tasks) <= set(BOTH)
     return Plan(
         arms=(replace(CDAS, strengths=(1.0,)), PUSH, RANDOM) if at_unit else (CDAS, RANDOM),
-        tasks=tasks, seeds=seeds, site=site, strengths=(0.5, 1.0, 1.5, 2.0), curves=False, budget=0.10, samples=0,
+        tasks=tasks, seeds=seeds, site=site, strengths=(0.75, 1.0, 1.25, 1.5, 1.75), curves=False, budget=0.10, samples=0,
         dev=Amounts(prompts=12, items=30, neutral=1, texts=0, tokens=64),
         test=Amounts(prompts=40, items=160, neutral=8, texts=8, tokens=64) if at_unit else Amounts(16, 40, 2, 2, 64),
     )  # fmt: skip
@@ -66,13 +68,13 @@ def layer_of(suite: PilotSuite, folder: Path, workers: int) -> int:
 
 
 def measured(variant: str, site: int, folder: Path, seeds: int, workers: int) -> list[dict]:
-    suite = PilotSuite(variant)
-    concepts = tuple(t.name for t in suite.tasks() if t.name not in BOTH)
+    concepts = tuple(t.name for t in PilotSuite(variant).tasks() if t.name not in BOTH)
     return [
         unit
         for tasks in (BOTH, concepts)
-        for unit in run(suite, plan_for(tasks, tuple(range(seeds)), str(site)), folder / variant, workers=workers)
-    ]
+        for unit in run(PilotSuite(variant, pairs=PAIRS[tasks == BOTH]), plan_for(tasks, tuple(range(seeds)), str(site)),
+                        folder / variant, workers=workers)
+    ]  # fmt: skip
 
 
 def told(units: list[dict], variant: str) -> Figures:

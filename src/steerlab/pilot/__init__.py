@@ -95,7 +95,7 @@ def contrast(
     """Paired contrast data for a concept, or for "refusal" or "backdoor".
 
     A positive is an instruction with the request (the refused subject, the trigger) and the answer that it gets; its
-    negative is the same instruction plain (for refusals: a harmless one, every second a near-miss; for the backdoor:
+    negative is the same instruction plain (for refusals: a harmless one, two of three a near-miss; for the backdoor:
     plain or with a phrase that only looks like the trigger). Families and wordings are those of the split. `neutral`
     examples (n of them unless told) come from all families, capability included. Another seed draws other pairs.
     """
@@ -137,7 +137,7 @@ def _pair_maker(
 
         def refusal_pair(i: int) -> tuple[Example, Example]:
             positive = corpus.held(split, lambda: corpus.refused_example(lexicon, rng, rng.choice(refused)))
-            if rng.random() < 0.5:
+            if i % 3:
                 return positive, corpus.held(split, lambda: corpus.near_miss_example(lexicon, rng, rng.choice(near)))
             return positive, corpus.held(split, lambda: corpus.open_example(lexicon, rng, rng.choice(families)))
 
