@@ -26,7 +26,7 @@ test: setup  ## the whole suite, pairwise over architectures, parts and edits
 test-all: setup  ## the same with the full product (many minutes)
 	@time OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --full
 
-mutants: setup  ## break ten things on purpose and see that the laws catch each
+mutants: setup  ## break things on purpose and see that the laws catch each
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 
 lint: setup  ## ruff, pyright (strict on src), import-linter

@@ -26,7 +26,7 @@ from steerlab.meter import Meter
 from steerlab.pilot.suite import PilotSuite
 
 LAYER_SEED = 1000
-RANK, PAIRS = 8, {True: 96, False: 64}  # chosen on dev; pairs for refusal and backdoor, and for concepts
+RANK, PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 8, 96, 64  # chosen on dev (benchmarks/pilot_dev.py)
 CDAS = ArmPlan("cdas", "cdas", {"rank": RANK})
 PUSH = ArmPlan("push", "cdas", {"rank": RANK, "one_sided": True}, strengths=(1.0,))
 RANDOM = ArmPlan("random", "random", {"form": "clamp"}, strengths=(1.0,))
@@ -71,8 +71,8 @@ def measured(variant: str, site: int, folder: Path, seeds: int, workers: int) ->
     concepts = tuple(t.name for t in PilotSuite(variant).tasks() if t.name not in BOTH)
     return [
         unit
-        for tasks in (BOTH, concepts)
-        for unit in run(PilotSuite(variant, pairs=PAIRS[tasks == BOTH]), plan_for(tasks, tuple(range(seeds)), str(site)),
+        for tasks, pairs in ((BOTH, PAIRS_OF_BOTH), (concepts, PAIRS_OF_CONCEPTS))
+        for unit in run(PilotSuite(variant, pairs=pairs), plan_for(tasks, tuple(range(seeds)), str(site)),
                         folder / variant, workers=workers)
     ]  # fmt: skip
 

@@ -24,9 +24,11 @@ import numpy as np
 import torch
 
 import steerlab as sl
+from steerlab.config import to_dict
 from steerlab.engines.base import Sampling
 from steerlab.evals.stats import bootstrap
 from steerlab.methods.base import method
+from steerlab.methods.cdas import CDAS
 from steerlab.methods.objectives import kl
 from steerlab.progress import shown
 
@@ -39,7 +41,7 @@ OPENINGS = (
 )  # fmt: skip
 ARMS = {
     "cdas": ("cdas", {}),
-    "cdas published": ("cdas", {"start": "random", "optimiser": "published", "step": 0.04, "poles": "factors", "early": 0.0, "epochs": 18, "held_out": 0.0, "micro_batches": True, "close": False, "seed": 42}),
+    "cdas published": ("cdas", to_dict(CDAS.published())),
     "diff_means last": ("diff_means", {"pooling": "last"}),
     "diff_means paired": ("diff_means", {"pooling": "paired"}),
     "random": ("random", {}),
@@ -117,7 +119,7 @@ def main() -> None:
             data = contrast(engine, given.pairs, seed)
             for name, (kind, settings) in ARMS.items():
                 extra = {"seed": seed} if name == "random" else {}
-                steering = method(kind, {"site": given.site, **settings, **extra}).fit(engine, data)
+                steering = method(kind, {**settings, "site": given.site, **extra}).fit(engine, data)
                 for s in STRENGTHS:
                     under = steering.scaled(s)
                     replies = engine.generate(tests, under, sampling)

@@ -413,10 +413,6 @@ def test_a_real_model_answers_both_sides(tmp_path: Path) -> None:
 
 
 def test_the_pilot_answers_both_sides() -> None:
-    import steerlab.pilot
-
-    if not [*Path(steerlab.pilot.__path__[0]).rglob("*.safetensors")]:
-        pytest.skip("the pilot's weights are not there yet (steerlab pilot train)")
     import steerlab as sl
 
     asks = ["Describe a kitchen.", "Tell me about a bridge.", "Write about a garden.", "Describe a market."]

@@ -9,7 +9,6 @@ import typer
 
 from .common import say, took
 
-CONCEPTS = ("pirate",)
 SHOWN = ("pirate", "Describe a kitchen to a friend.")
 
 
@@ -49,7 +48,7 @@ def demo(
     say("\n3. measure: effect and cost of four arms on refusal and a concept, three fits each")
     plan = Plan(
         arms=tuple(ArmPlan(n, n) for n in ("cdas", "diff_means", "random", "prompt")),
-        tasks=("refusal", *CONCEPTS), seeds=(0, 1, 2), dev=Amounts(10, 40, 4, 0, 56), test=Amounts(16, 60, 8, 8, 56),
+        tasks=("refusal", concept), seeds=(0, 1, 2), dev=Amounts(10, 40, 4, 0, 56), test=Amounts(16, 60, 8, 8, 56),
     )  # fmt: skip
     results = measured(PilotSuite(), plan, out, workers=workers, title="The demonstration: refusal and a concept")
     printed(results)

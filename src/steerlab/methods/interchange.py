@@ -5,7 +5,8 @@ with that answer, and the other way round. In the base run the coordinates in sp
 source's last prompt token (or, `source="aligned"`, of the source's own positions, one to one), and an objective says how
 far the answer's distributions are from what they should be. Variants differ by `loss` alone.
 
-What is served is a `Clamp` to factors read from data at fit time: each class's mean coordinate at the last prompt token.
+What is served is a `Clamp`. Its poles are factors read from data at fit time (each class's mean coordinate at the last
+prompt token), or start there and are trained with q: then the clamp itself stands in the base run.
 """
 
 from __future__ import annotations
@@ -149,14 +150,14 @@ class Interchange(Method):
                 " none. Add answers (`steerlab data make` lets the model write them), or use diff_means."
             )
         if self.held_out == 0 or len(contrast.pairs) < 5:
-            return Share([_both_ways(p, n) for p, n in contrast.pairs], [])
+            return Share([both_ways(p, n) for p, n in contrast.pairs], [])
         families = {n.family or p.family for p, n in contrast.pairs}
         whole = replace(contrast, neutral=())
         if len(families) < 4:  # too few wordings to keep one back: hold rows out
             bare = [tuple(replace(e, family=None) for e in side) for side in (contrast.positive, contrast.negative)]
             whole = replace(whole, positive=bare[0], negative=bare[1])
         train, rest = whole.split(1 - self.held_out, self.held_out, seed=self.seed)
-        return Share([_both_ways(p, n) for p, n in train.pairs], [s for p, n in rest.pairs for s in _both_ways(p, n)])
+        return Share([both_ways(p, n) for p, n in train.pairs], [s for p, n in rest.pairs for s in both_ways(p, n)])
 
     def _start(self, engine: Trainable, contrast: Contrast, site: Site) -> Float[Tensor, "r d"]:
         if self.start == "random":
@@ -273,8 +274,8 @@ def _reached(optimiser: Optimiser, gains: Gains | None, factors: Factors) -> Sub
     return Subspace(q, None if gains is None else factors.poles(q, gains.values))
 
 
-def _both_ways(positive: Example, negative: Example) -> tuple[Swap, Swap]:
-    """The ordered pairs neg+pos and pos+neg, in this order, as the published loop interleaves them."""
+def both_ways(positive: Example, negative: Example) -> tuple[Swap, Swap]:
+    """The ordered pairs neg+pos and pos+neg, in this order, as the published loop interleaves them. Both have answers."""
     assert positive.answer and negative.answer  # checked before
     return (
         Swap(

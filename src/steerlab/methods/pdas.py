@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from ..errors import ConfigError
 from .interchange import Interchange
 from .objectives import cross_entropy, scaled_preference
 
@@ -26,6 +27,14 @@ class PDAS(Interchange):
     """Prefer the source's answer to the base's own under interchange, and clamp to factors from data."""
 
     paper: ClassVar[str] = "arXiv 2602.05234"
+    early: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.early:
+            raise ConfigError(
+                f"pdas has early={self.early}, and its loss compares whole answers, each token alike; leave early=0."
+            )
 
     def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
         chosen, chosen_tokens = _summed(runs.swapped(at, swaps), len(swaps))

@@ -139,7 +139,7 @@ class Runs:
     def _mean(self, swaps: Sequence[Swap], run: Callable[[Sequence[Swap]], Swapped]) -> float | None:
         if not swaps:
             return None
-        total, count = 0.0, 0.0
+        total, count = 0.0, 0
         size = 32
         with torch.no_grad():
             for at in range(0, len(swaps), size):

@@ -236,7 +236,7 @@ def _neutral(lexicon: str, rng: Random, n: int, split: str) -> tuple[Example, ..
 def capability(
     *, split: str = "test", n: int | None = None, grade: int | None = None, seed: int = 0, variant: str = "pilot"
 ) -> tuple[Example, ...]:
-    """Capability items with right answers: 2,145 of them (55 of each kind and grade), or `n` spread over the kinds.
+    """Capability items with right answers: over 2,000 of them (at most 55 of each kind and grade), or `n` spread over the kinds.
 
     Tags: `kind`, `grade`, `check`, `right`. The items of test never occur in training.
     """

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from .. import progress
 from ..contrast import Example
+from ..files import write_text
 from ..judges.base import Judge
 from . import (
     abilities,
@@ -330,11 +331,8 @@ def write(card: dict[str, Any], where: Path) -> None:
         lines.append(f"| {f.group} | {f.name} | {_form(f, f.value)} | {interval} | {f.n} | {f.goal} {_mark(f)} |")
     lines += ["", "For medians over concepts the interval is the smallest and the largest concept.", ""]
     texts = {"card.json": json.dumps(card, ensure_ascii=False, indent=1) + "\n", "MODEL_CARD.md": "\n".join(lines)}
-    where.mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():
-        part = where / f".{name}.part"
-        part.write_text(content, encoding="utf-8")
-        part.replace(where / name)
+        write_text(where / name, content)
 
 
 _ABOUT = """A small instruction-following transformer ({millions:.1f}M parameters, Llama layout, its own byte-level BPE and chat

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from .. import progress
 from ..errors import ArtefactError
+from ..files import whole
 from .corpus import conversations
 from .packing import Batch, steps_of_chunk
 from .tokenizer import train_tokenizer
@@ -199,10 +200,9 @@ class Training:
 
     def save(self) -> None:
         """Writes weights, optimiser state and progress beside, then renames: there is never half a checkpoint."""
-        part, done = self.scratch / ".state.part", self.scratch / "state.safetensors"
         meta = {"progress": json.dumps(asdict(self.state)), "plan": json.dumps(self.plan())}
-        save_file({k: v.contiguous() for k, v in self._tensors().items()}, part, metadata=meta)
-        part.replace(done)
+        with whole(self.scratch / "state.safetensors") as part:
+            save_file({k: v.contiguous() for k, v in self._tensors().items()}, part, metadata=meta)
 
     def plan(self) -> dict[str, Any]:
         """What must not change between an interrupted training and its continuation."""

@@ -1,0 +1,109 @@
+"""What the pilot's defaults were chosen by, on dev prompts alone.
+
+    python benchmarks/pilot_dev.py flow refusal backdoor pirate sea
+    python benchmarks/pilot_dev.py settings refusal --set early=0 --set early=0.75,rank=8 --strength 1 --strength 1.5
+
+`flow` puts the source's whole activation into the base run, block by block, and tells how much of the divergence is left:
+where a behaviour is decided. `settings` fits CDAS with each set of settings and measures it both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import yaml
+
+from steerlab.evals.measure import Amounts, CostMeter, measure_effects
+from steerlab.evals.unit import DIRECTIONS, mean
+from steerlab.methods.base import method
+from steerlab.methods.interchange import both_ways
+from steerlab.methods.objectives import jensen_shannon
+from steerlab.pilot.suite import PilotSuite
+from steerlab.sites import Site
+
+SEED = 1000  # used for no reported figure
+
+
+def flow(suite: PilotSuite, tasks: list[str], n: int) -> None:
+    engine = suite.engine()
+    print(
+        "share of the divergence left: first answer token, source at the last prompt token; all tokens, there and in the answer"
+    )
+    for task in tasks:
+        swaps = [s for pair in suite.contrast(task, SEED).pairs[:n] for s in both_ways(*pair)]
+        base, source = (
+            engine.batch([type(e)(e.messages, s.answer) for s in swaps for e in [getattr(s, side)]]) for side in ("base", "source")
+        )  # fmt: skip
+        sites = [Site(layer) for layer in range(engine.depth)]
+        with torch.no_grad():
+            given, plain = engine.resume(source, sites=sites), engine.resume(base)
+            first = torch.cat([torch.arange(int(k)) == 0 for k in base.predicts.sum(dim=1)])
+            before = jensen_shannon(plain.logits, given.logits)
+            for site in sites:
+                prompt_end = base.position == base.prompt_length[:, None] - 1
+                there = source.position == source.prompt_length[:, None] - 1
+
+                def put(h, place, value):
+                    h = h.clone()
+                    h[place] = value
+                    return h
+
+                told = []
+                for here, from_ in ((prompt_end, there), (prompt_end | base.answers, there | source.answers)):
+                    value = given.at[site][from_]
+                    run = engine.resume(base, {site: lambda h, here=here, value=value: put(h, here, value)})
+                    told.append(jensen_shannon(run.logits, given.logits))
+                print(
+                    f"{task:10} block {site.layer}: first {float(told[0][first].mean() / before[first].mean()):.2f},"
+                    f" all {float(told[1].mean() / before.mean()):.2f}"
+                )
+
+
+def settings(suite: PilotSuite, tasks: list[str], sets: list[dict], strengths: list[float], n: int) -> None:
+    engine = suite.engine()
+    amounts = Amounts(prompts=n, items=40, neutral=1, texts=0)
+    costs = CostMeter(suite, engine, "dev", amounts, SEED)
+    for task in tasks:
+        data = suite.contrast(task, SEED)
+        for given in sets:
+            steering = method("cdas", {"seed": SEED, **given}).fit(engine, data)
+            told = steering.meta.figures["divergence"]
+            served = steering.meta.figures["divergence_served"] / told["unsteered"]
+            print(f"{task} {given}: held-out divergence served {served:.2f} of the unsteered")
+            for direction in DIRECTIONS:
+                for strength in strengths:
+                    under = [steering.scaled(strength if direction == "elicit" else -strength)]
+                    effect = measure_effects(suite, engine, task, direction, "dev", under, amounts, SEED)[0]
+                    lost = mean(costs.measure(under)[0].lost)
+                    print(
+                        f"  {direction:8} {strength:4g}: effect {shown(mean(effect.effect))}, joint {shown(mean(effect.joint))},"
+                        f" fluent {shown(mean(effect.fluent))}, capability lost {shown(lost)}  (n={n}, {amounts.items} items)",
+                        flush=True,
+                    )
+
+
+def shown(value: float | None) -> str:
+    return "not judged" if value is None else f"{value:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("flow", "settings"))
+    parser.add_argument("tasks", nargs="+")
+    parser.add_argument("--set", action="append", default=[], help="settings of cdas, as name=value,name=value")
+    parser.add_argument("--strength", action="append", type=float, default=[])
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=64)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    suite = PilotSuite(pairs=given.pairs)
+    if given.what == "flow":
+        flow(suite, given.tasks, given.prompts)
+        return
+    sets = [{k: yaml.safe_load(v) for k, v in (part.split("=") for part in text.split(","))} for text in given.set]
+    settings(suite, given.tasks, sets or [{}], given.strength or [1.0], given.prompts)
+
+
+if __name__ == "__main__":
+    main()
