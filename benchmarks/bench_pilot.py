@@ -26,9 +26,10 @@ from steerlab.meter import Meter
 from steerlab.pilot.suite import PilotSuite
 
 LAYER_SEED = 1000
-RANK, PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 8, 96, 64  # chosen on dev (benchmarks/pilot_dev.py)
-CDAS = ArmPlan("cdas", "cdas", {"rank": RANK})
-PUSH = ArmPlan("push", "cdas", {"rank": RANK, "one_sided": True}, strengths=(1.0,))
+PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 96, 32
+OF_BOTH = {"rank": 16}  # chosen on dev (benchmarks/pilot_dev.py); all else as it comes
+OF_CONCEPTS = {"epochs": 4}
+PUSH = ArmPlan("push", "cdas", {**OF_BOTH, "one_sided": True}, strengths=(1.0,))
 RANDOM = ArmPlan("random", "random", {"form": "clamp"}, strengths=(1.0,))
 BOTH = ("refusal", "backdoor")
 DIRECTIONS = ("suppress", "elicit")
@@ -45,20 +46,21 @@ def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -
     """Refusal and backdoor: unit strength alone, many capability items. Concepts: tuned on dev."""
     at_unit = set(tasks) <= set(BOTH)
     return Plan(
-        arms=(replace(CDAS, strengths=(1.0,)), PUSH, RANDOM) if at_unit else (CDAS, RANDOM),
-        tasks=tasks, seeds=seeds, site=site, strengths=(0.75, 1.0, 1.25, 1.5, 1.75), curves=False, budget=0.10, samples=0,
-        dev=Amounts(prompts=12, items=30, neutral=1, texts=0, tokens=64),
-        test=Amounts(prompts=40, items=160, neutral=8, texts=8, tokens=64) if at_unit else Amounts(16, 40, 2, 2, 64),
+        arms=(ArmPlan("cdas", "cdas", OF_BOTH, strengths=(1.0,)), PUSH, RANDOM)
+        if at_unit
+        else (ArmPlan("cdas", "cdas", OF_CONCEPTS), RANDOM),
+        tasks=tasks, seeds=seeds, site=site, strengths=(1.0, 1.25, 1.5), curves=False, budget=0.10, samples=0,
+        dev=Amounts(prompts=10, items=30, neutral=1, texts=0, tokens=64),
+        test=Amounts(prompts=40, items=160, neutral=8, texts=8, tokens=64) if at_unit else Amounts(12, 40, 2, 2, 64),
     )  # fmt: skip
 
 
 def layer_of(suite: PilotSuite, folder: Path, workers: int) -> int:
-    """The layer with the best joint success over refusal, backdoor and six concepts on dev."""
+    """The layer with the best joint success over refusal, backdoor and four concepts on dev."""
     concepts = [c.name for c in pilot.concepts(suite.variant)]
-    chosen = (*BOTH, *concepts[:: max(1, len(concepts) // 6)][:6])
-    plan = replace(plan_for(chosen, (LAYER_SEED,), None), arms=(CDAS,))
-    depth = suite.engine().depth
-    units = run(suite, plan, folder, workers=workers, layers=range(depth))
+    chosen = (*BOTH, *concepts[:: len(concepts) // 4][:4])
+    plan = replace(plan_for(chosen, (LAYER_SEED,), None), arms=(ArmPlan("cdas", "cdas", OF_CONCEPTS),))
+    units = run(suite, plan, folder, workers=workers, layers=range(suite.engine().depth))
     best, scores = choose_layer(units, plan.budget)
     for layer, score in sorted(scores.items()):
         print(
@@ -165,7 +167,11 @@ def main() -> None:
     run_id = uuid.uuid4().hex[:8]
     folder = given.out / run_id  # a fresh folder: nothing is read from an earlier run
     with Meter() as meter, progress.shown():
-        layer = given.layer if given.layer is not None else layer_of(PilotSuite(), folder, given.workers)
+        layer = (
+            given.layer
+            if given.layer is not None
+            else layer_of(PilotSuite(pairs=PAIRS_OF_CONCEPTS), folder, given.workers)
+        )
         units = measured("pilot", layer, folder, given.seeds, given.workers)
         figures = told(units, "pilot")
         bars = dict(figures.bars)

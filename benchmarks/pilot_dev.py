@@ -60,7 +60,9 @@ def flow(suite: PilotSuite, tasks: list[str], n: int) -> None:
                 )
 
 
-def settings(suite: PilotSuite, tasks: list[str], sets: list[dict], strengths: list[float], n: int) -> None:
+def settings(
+    suite: PilotSuite, tasks: list[str], sets: list[dict], strengths: list[float], n: int, directions: list[str]
+) -> None:
     engine = suite.engine()
     amounts = Amounts(prompts=n, items=40, neutral=1, texts=0)
     costs = CostMeter(suite, engine, "dev", amounts, SEED)
@@ -71,14 +73,14 @@ def settings(suite: PilotSuite, tasks: list[str], sets: list[dict], strengths: l
             told = steering.meta.figures["divergence"]
             served = steering.meta.figures["divergence_served"] / told["unsteered"]
             print(f"{task} {given}: held-out divergence served {served:.2f} of the unsteered")
-            for direction in DIRECTIONS:
+            for direction in directions:
                 for strength in strengths:
                     under = [steering.scaled(strength if direction == "elicit" else -strength)]
                     effect = measure_effects(suite, engine, task, direction, "dev", under, amounts, SEED)[0]
                     lost = mean(costs.measure(under)[0].lost)
                     print(
                         f"  {direction:8} {strength:4g}: effect {shown(mean(effect.effect))}, joint {shown(mean(effect.joint))},"
-                        f" fluent {shown(mean(effect.fluent))}, capability lost {shown(lost)}  (n={n}, {amounts.items} items)",
+                        f" follows {shown(mean(effect.follows))}, fluent {shown(mean(effect.fluent))}, capability lost {shown(lost)}  (n={n}, {amounts.items} items)",
                         flush=True,
                     )
 
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--set", action="append", default=[], help="settings of cdas, as name=value,name=value")
     parser.add_argument("--strength", action="append", type=float, default=[])
+    parser.add_argument("--direction", action="append", default=[], choices=DIRECTIONS)
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--pairs", type=int, default=64)
     given = parser.parse_args()
@@ -102,7 +105,9 @@ def main() -> None:
         flow(suite, given.tasks, given.prompts)
         return
     sets = [{k: yaml.safe_load(v) for k, v in (part.split("=") for part in text.split(","))} for text in given.set]
-    settings(suite, given.tasks, sets or [{}], given.strength or [1.0], given.prompts)
+    settings(
+        suite, given.tasks, sets or [{}], given.strength or [1.0], given.prompts, given.direction or list(DIRECTIONS)
+    )
 
 
 if __name__ == "__main__":

@@ -435,7 +435,7 @@ def test_a_rank_as_wide_as_the_site():
 
 def test_a_start_that_does_not_fit(tmp_path):
     method("diff_means", {"site": "1"}).fit(planted.engine(), planted.contrast()).save(tmp_path / "s.safetensors")
-    with told(ConfigError, "no direction of rank 1 at resid@0", "resid@1", "start='paired'"):
+    with told(ConfigError, "no direction at resid@0", "resid@1", "start='touched'"):
         method("cdas", {"site": "0", "start": str(tmp_path / "s.safetensors")}).fit(
             planted.engine(), planted.contrast()
         )

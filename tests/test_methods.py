@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from steerlab.errors import ConfigError
+from steerlab.errors import ConfigError, DataError
 from steerlab.methods import runs
 from steerlab.methods.base import method, read_classes
 from steerlab.methods.cdas import CDAS
-from steerlab.methods.interchange import both_ways
+from steerlab.methods.interchange import REACHES, both_ways
+from steerlab.methods.objectives import kl
 from steerlab.positions import NOT_TEMPLATE
 from steerlab.sites import Site
 from steerlab.testing import planted
@@ -60,3 +63,44 @@ def test_a_random_clamp_goes_to_the_class_means():
     assert float(clamp.q.norm()) == pytest.approx(1.0)
     assert torch.allclose(clamp.positive, (positive @ clamp.q.T).mean(dim=0), atol=1e-4)
     assert torch.allclose(clamp.negative, (negative @ clamp.q.T).mean(dim=0), atol=1e-4)
+
+
+def test_neutral_prompts_are_spared_where_asked():
+    engine, contrast = planted.engine(), planted.contrast(24)
+    apart = [replace(e, family="elsewhere") for e in contrast.negative[:12]]
+    data = replace(contrast, neutral=tuple(apart))
+
+    def disturbed(spare):
+        fitted = CDAS(site="0", rank=1, seed=0, spare=spare).fit(engine, data)
+        plain, steered = engine.logits(apart), engine.logits(apart, fitted)
+        return sum(float(kl(p, s).mean()) for p, s in zip(plain, steered, strict=True))
+
+    assert disturbed(10.0) < 0.7 * disturbed(0.0)
+    with pytest.raises(DataError, match="neutral prompts with answers"):
+        CDAS(site="0", spare=1.0).fit(engine, contrast)
+    with pytest.raises(ConfigError, match="poles='trained'"):
+        CDAS(spare=1.0, poles="factors")
+
+
+def test_poles_begin_as_far_apart_as_lowers_the_divergence():
+    fitted = CDAS(site="0", rank=1, seed=0, epochs=0).fit(planted.engine(), planted.contrast(24))
+    reach = fitted.meta.figures["reach"]
+    assert set(reach) == {"positive", "negative"} and set(reach.values()) <= set(REACHES)
+    clamp = fitted.interventions[0].edit
+    gap = float(clamp.positive - clamp.negative)
+    assert gap > 0, "the start points from the negative to the positive class"
+
+
+def test_a_start_of_fewer_rows_is_filled_up(tmp_path):
+    engine, contrast = planted.engine(), planted.contrast(12)
+    shift = method("diff_means", {"site": "0"}).fit(engine, contrast)
+    shift.save(tmp_path / "s.safetensors")
+    clamp = (
+        CDAS(site="0", rank=3, epochs=0, start=str(tmp_path / "s.safetensors"))
+        .fit(engine, contrast)
+        .interventions[0]
+        .edit
+    )
+    v = shift.interventions[0].edit.v
+    assert float(clamp.q[0] @ v / v.norm()) == pytest.approx(1.0, abs=1e-5)
+    assert torch.allclose(clamp.q @ clamp.q.T, torch.eye(3), atol=1e-5)

@@ -34,7 +34,7 @@ def evaluate(
     concept: Annotated[str | None, typer.Option(help="Which concept, where the data holds several.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fits of each arm, pairs and prompts drawn anew.")] = 3,
     strengths: Annotated[list[float] | None, typer.Option(help="Sizes tried with both signs.  [default: 0.5, 1, 1.5, 2]")] = None,
-    site: Annotated[str | None, typer.Option(help="Site of every arm that names none.  [default: two thirds up]")] = None,
+    site: Annotated[str | None, typer.Option(help="Site of every arm that names none.  [default: the method's own]")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Profile every layer on dev first, and use the best.")] = False,
     budget: Annotated[float, typer.Option(help="Share of capability items that may be lost when choosing a strength.")] = 0.10,
     prompts: Annotated[int, typer.Option(min=2, help="Test prompts per fit and direction.")] = 24,

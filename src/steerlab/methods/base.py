@@ -88,10 +88,10 @@ class FromActivations(Method):
         return assemble(self, engine, contrast, made, figures={**figures, **meter.figures()})
 
 
-def parse_sites(engine: Trainable, text: str | None) -> tuple[Site, ...]:
-    """The sites that a setting names, each checked against the model. None is the block at two thirds of the depth."""
+def parse_sites(engine: Trainable, text: str | None, up: float = 2 / 3) -> tuple[Site, ...]:
+    """The sites that a setting names, each checked against the model. None is the block at that share of the depth."""
     if text is None:
-        return (Site(engine.depth * 2 // 3),)
+        return (Site(int(engine.depth * up)),)
     sites = tuple(Site.parse(piece) for piece in str(text).split(","))
     if len(set(sites)) < len(sites):
         raise SiteError(f"the sites {text!r} name one twice; give each once.")

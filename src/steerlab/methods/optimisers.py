@@ -81,11 +81,11 @@ class Published(Optimiser):
         self.q = self._w.detach().clone()
 
 
-class Gains:
-    """Gains of two poles a coordinate, from 1 on, by Adam with cosine decay; `step` is its rate, in gaps between poles."""
+class Moved:
+    """How far two poles have moved in each coordinate, by Adam with cosine decay; in distances between the classes."""
 
-    def __init__(self, rank: int, *, steps: int, step: float = 0.1) -> None:
-        self.values = torch.ones(2, rank, requires_grad=True)
+    def __init__(self, rank: int, *, steps: int, step: float = 0.03) -> None:
+        self.values = torch.zeros(2, rank, requires_grad=True)
         self._adam = torch.optim.Adam([self.values], lr=step)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._adam, max(steps, 1))
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from .. import pilot
 from ..contrast import Contrast, Example
@@ -85,9 +82,7 @@ class PilotSuite(Suite):
         return {"positive": positive, "negative": negative}
 
     def items(self, split: Split, n: int, seed: int) -> Sequence[Example]:
-        every = _items(self.variant, split)
-        order = np.random.default_rng(seed).permutation(len(every))
-        return [every[i] for i in order[:n]]
+        return pilot.capability(split=split, n=n, seed=seed, variant=self.variant) if n else ()
 
     def correct(self) -> Judge:
         return pilot.correct()
@@ -100,8 +95,3 @@ class PilotSuite(Suite):
 
     def texts(self, split: Split, n: int) -> Sequence[str]:
         return pilot.text(split, n, variant=self.variant) if n else ()
-
-
-@cache
-def _items(variant: str, split: Split) -> tuple[Example, ...]:
-    return pilot.capability(split=split, variant=variant)
