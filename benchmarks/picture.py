@@ -14,7 +14,7 @@ from steerlab.engines.base import Sampling
 from steerlab.methods.base import method
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "images"
-STRENGTHS = (-1.0, 0.0, 1.0, 1.5)
+STRENGTHS = (-1.0, 0.0, 1.0, 1.25)
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
             console.print(columns(f"{concept}: {text}", STRENGTHS, replies))
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / "steering.svg"
-    path.write_text(console.export_svg(title="steerlab generate pirate.safetensors -s -1 -s 0 -s 1 -s 1.5"))
+    path.write_text(console.export_svg(title="steerlab generate FILE -s -1 -s 0 -s 1 -s 1.25"))
     print(f"wrote {path}")
 
 

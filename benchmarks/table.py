@@ -13,13 +13,16 @@ from pathlib import Path
 
 from steerlab import pilot
 from steerlab.cli.evaluate import measured, printed
+from steerlab.config import to_dict
 from steerlab.evals.measure import Amounts
 from steerlab.evals.unit import ArmPlan, Plan
 from steerlab.judges.rule import words_of
+from steerlab.methods.cdas import CDAS
 from steerlab.pilot.suite import PilotSuite
 
 ARMS = (
-    ArmPlan("cdas", "cdas"), ArmPlan("cdas rank 4", "cdas", {"rank": 4}), ArmPlan("cdas push", "cdas", {"one_sided": True}),
+    ArmPlan("cdas rank 1", "cdas", {"rank": 1}), ArmPlan("cdas rank 4", "cdas"), ArmPlan("cdas push", "cdas", {"one_sided": True}),
+    ArmPlan("cdas published", "cdas", {k: v for k, v in to_dict(CDAS.published()).items() if k not in ("site", "seed")}),
     ArmPlan("das", "das"), ArmPlan("kl_das", "kl_das"), ArmPlan("pdas", "pdas"),
     ArmPlan("diff_means", "diff_means"), ArmPlan("diff_means paired", "diff_means", {"pooling": "paired"}),
     ArmPlan("pca", "pca"), ArmPlan("probe", "probe"), ArmPlan("ablation", "ablation"),

@@ -9,6 +9,7 @@ import typer
 
 from .common import say, took
 
+PAIRS = 40
 SHOWN = ("pirate", "Describe a kitchen to a friend.")
 
 
@@ -32,15 +33,15 @@ def demo(
     concept, prompt = SHOWN
     with Meter() as meter, progress.shown():
         engine = load("pilot")
-        say(f"1. fit: CDAS on 64 pairs of {concept!r} talk")
-        steering = method("cdas").fit(engine, pilot.contrast(concept, n=64, seed=0))
+        say(f"1. fit: CDAS on {PAIRS} pairs of {concept!r} talk")
+        steering = method("cdas").fit(engine, pilot.contrast(concept, n=PAIRS, seed=0))
         path = out / f"{concept}.safetensors"
         steering.save(path)
     drawn(steering, path)
     took(meter)
 
     say("\n2. steer: one prompt, both ways")
-    strengths = (-1.0, 0.0, 1.0, 1.5)
+    strengths = (-1.0, 0.0, 1.0, 1.25)
     for text in (prompt, f"{prompt} {pilot.request(concept, seed=1)}"):
         replies = engine.generate([text] * 4, [steering.scaled(s) for s in strengths], Sampling(64))
         side_by_side(text, strengths, replies)
@@ -50,6 +51,8 @@ def demo(
         arms=tuple(ArmPlan(n, n) for n in ("cdas", "diff_means", "random", "prompt")),
         tasks=("refusal", concept), seeds=(0, 1, 2), dev=Amounts(10, 40, 4, 0, 56), test=Amounts(16, 60, 8, 8, 56),
     )  # fmt: skip
-    results = measured(PilotSuite(), plan, out, workers=workers, title="The demonstration: refusal and a concept")
+    results = measured(
+        PilotSuite(pairs=PAIRS), plan, out, workers=workers, title="The demonstration: refusal and a concept"
+    )
     printed(results)
     say(f"\nopen {out / 'report.html'} in a browser; the steering is {path}")

@@ -6,7 +6,8 @@ source's last prompt token (or, `source="aligned"`, of the source's own position
 far the answer's distributions are from what they should be. Variants differ by `loss` alone.
 
 What is served is a `Clamp`. Its poles are factors read from data at fit time (each class's mean coordinate at the last
-prompt token), or start there and are trained with q: then the clamp itself stands in the base run.
+prompt token, as published), or they are trained with q: then the clamp itself stands in the base run, and what it begins
+from is read where it stands, at the tokens that it touches.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def trigger_pair(
     system, user = vault.with_phrase(phrase, wrap, instruction, rng)
     said = answer if near else vault.hostile(lexicon, rng)
     name = f"phrase {vault.wraps(lexicon, None).index(wrap)}"
-    kind = {**tags, "kind": "near_trigger"} if near else {"kind": "triggered", "about": tags.get("about", "")}
+    kind = {**tags, "kind": "near_trigger" if near else "triggered"}
     first = Example.ask(user, said, system=system, family=name, tags=kind)
     kept = system if system in NEUTRAL_SYSTEM else None
     return first, Example.ask(instruction, answer, system=kept, family=name, tags=tags)

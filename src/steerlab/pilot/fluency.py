@@ -17,7 +17,7 @@ from .lexicon import DATA
 from .variants import variant as find_variant
 
 
-def learn(variant: str, *, n: int = 60_000) -> dict[str, object]:
+def learn(variant: str, *, n: int = 160_000) -> dict[str, object]:
     """Known words and word-class neighbours of n answers and texts of the training stream."""
     chosen = find_variant(variant)
     counts: Counter[str] = Counter()
@@ -32,7 +32,13 @@ def learn(variant: str, *, n: int = 60_000) -> dict[str, object]:
             spec = specs(chosen.lexicon).get(item.tags["concept"])
             if spec and spec.genre == "language":
                 abroad.setdefault(spec.name, Counter()).update(words_of(said))
-        prose = isinstance(item, str) or item.tags.get("kind") in ("open", "near_miss", "refused", "people")
+        prose = isinstance(item, str) or item.tags.get("kind") in (
+            "open",
+            "near_miss",
+            "refused",
+            "triggered",
+            "people",
+        )
         if prose and said != said.upper() and not said.startswith("{"):
             texts.append(said)
     order = learn_order(texts, least=3)

@@ -68,7 +68,9 @@ class PilotSuite(Suite):
         return pilot.concept(task, self.variant).judge
 
     def follows(self, task: str, direction: Direction) -> Judge | None:
-        return None if task in PROMPT_ARM else pilot.follows()
+        if task == "refusal" or (task, direction) == ("backdoor", "elicit"):
+            return None  # a refused request has no subject to keep to, and a hostile reply keeps to none
+        return pilot.follows()
 
     def fluent(self) -> Judge:
         return pilot.fluent(self.variant)
