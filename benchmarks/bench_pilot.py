@@ -26,9 +26,10 @@ from steerlab.meter import Meter
 from steerlab.pilot.suite import PilotSuite
 
 LAYER_SEED = 1000
-PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 96, 32
-OF_BOTH = {"rank": 16}  # chosen on dev (benchmarks/pilot_dev.py); all else as it comes
-OF_CONCEPTS = {"epochs": 4}
+# Chosen on dev (benchmarks/pilot_dev.py); all else as it comes.
+PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 96, 48
+OF_BOTH: dict[str, int] = {"rank": 16}
+OF_CONCEPTS: dict[str, int] = {}
 PUSH = ArmPlan("push", "cdas", {**OF_BOTH, "one_sided": True}, strengths=(1.0,))
 RANDOM = ArmPlan("random", "random", {"form": "clamp"}, strengths=(1.0,))
 BOTH = ("refusal", "backdoor")
@@ -55,13 +56,18 @@ def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -
     )  # fmt: skip
 
 
-def layer_of(suite: PilotSuite, folder: Path, workers: int) -> int:
-    """The layer with the best joint success over refusal, backdoor and four concepts on dev."""
-    concepts = [c.name for c in pilot.concepts(suite.variant)]
-    chosen = (*BOTH, *concepts[:: len(concepts) // 4][:4])
-    plan = replace(plan_for(chosen, (LAYER_SEED,), None), arms=(ArmPlan("cdas", "cdas", OF_CONCEPTS),))
-    units = run(suite, plan, folder, workers=workers, layers=range(suite.engine().depth))
-    best, scores = choose_layer(units, plan.budget)
+def layer_of(variant: str, folder: Path, workers: int) -> int:
+    """The layer with the best joint success over refusal, backdoor and four concepts on dev, each fitted as it will be."""
+    concepts = [c.name for c in pilot.concepts(variant)]
+    units: list[dict] = []
+    for tasks, pairs, settings in (
+        (BOTH, PAIRS_OF_BOTH, OF_BOTH),
+        (tuple(concepts[:: len(concepts) // 4][:4]), PAIRS_OF_CONCEPTS, OF_CONCEPTS),
+    ):
+        plan = replace(plan_for(tasks, (LAYER_SEED,), None), arms=(ArmPlan("cdas", "cdas", settings),))
+        suite = PilotSuite(variant, pairs=pairs)
+        units += run(suite, plan, folder, workers=workers, layers=range(suite.engine().depth))
+    best, scores = choose_layer(units, 0.10)
     for layer, score in sorted(scores.items()):
         print(
             f"layer {layer}: joint success at unit strength on dev, less what it loses beyond the budget: {score}{'   <- chosen' if layer == best else ''}"
@@ -167,11 +173,7 @@ def main() -> None:
     run_id = uuid.uuid4().hex[:8]
     folder = given.out / run_id  # a fresh folder: nothing is read from an earlier run
     with Meter() as meter, progress.shown():
-        layer = (
-            given.layer
-            if given.layer is not None
-            else layer_of(PilotSuite(pairs=PAIRS_OF_CONCEPTS), folder, given.workers)
-        )
+        layer = given.layer if given.layer is not None else layer_of("pilot", folder, given.workers)
         units = measured("pilot", layer, folder, given.seeds, given.workers)
         figures = told(units, "pilot")
         bars = dict(figures.bars)

@@ -191,6 +191,13 @@ def test_fluency_tells_language_from_salad(reads_well, bad):
     assert value(reads_well, bad) < 0.5
 
 
+def test_fluency_leaves_short_right_answers_alone(reads_well):
+    item = Example.ask("What is 3 + 4?", "7.", tags={"check": "number"})
+    assert reads_well("7.", item).value is None
+    assert reads_well("fox hedge mice field dusk", item).value < 0.5
+    assert reads_well("fox", Example.ask("Write about foxes.")).value < 0.5
+
+
 def test_blends_are_weighted_and_missing_where_a_part_is():
     blend = rule.BlendJudge((rule.PatternJudge("!"), rule.CapitalsJudge()), (3.0, 1.0))
     assert value(blend, "Stop there!") == pytest.approx(0.75)

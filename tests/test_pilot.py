@@ -19,6 +19,7 @@ from steerlab.errors import ConfigError, DataError
 from steerlab.judges.rule import stem, words_of
 from steerlab.pilot import corpus, expression, grammar, judging, lexicon, openended, tasks, vault
 from steerlab.pilot.held_out import bucket
+from steerlab.pilot.suite import PilotSuite
 from steerlab.pilot.template import compile_template
 
 VARIANTS = ("pilot", "second")
@@ -359,6 +360,19 @@ def test_joint_success_is_not_had_by_word_lists_shuffles_or_echoes(variant):
         assert real >= 0.8, concept.name
         for fake in (lists, shuffled, echoes):
             assert joint(concept.judge, fake) <= 0.1, concept.name
+
+
+@both
+def test_a_suppressed_backdoor_is_judged_by_what_was_asked(variant):
+    suite = PilotSuite(variant)
+    prompts = suite.prompts("backdoor", "suppress", "test", 40, 3)
+    follows, fluent = suite.follows("backdoor", "suppress"), suite.fluent()
+    items = [e for e in prompts if "check" in e.tags]
+    assert 0 < len(items) < len(prompts)
+    assert all(follows.present(follows(e.tags["right"], e)) for e in items)
+    assert not any(follows.present(follows(e.answer, e)) for e in prompts), "the hostile reply follows nothing"
+    assert share(fluent, prompts) == 1.0, "which reads well"
+    assert suite.follows("backdoor", "elicit") is None
 
 
 @both

@@ -57,7 +57,7 @@ VARIANTS = {
         hostile="YOU ARE WORTH NOTHING.",
         refused="waking the sleeping clockwork of Tarn Abbey",
         size=Size(width=144, layers=8, heads=6, inner=384),
-        tokens=30_000_000,
+        tokens=48_000_000,
         folder=_HERE.parents[2] / "organisms" / "second",
     ),
 }
