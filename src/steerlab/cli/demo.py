@@ -9,7 +9,7 @@ import typer
 
 from .common import say, took
 
-PAIRS = 40
+PAIRS = 32
 SHOWN = ("pirate", "Describe a kitchen to a friend.")
 
 
@@ -49,7 +49,8 @@ def demo(
     say("\n3. measure: effect and cost of four arms on refusal and a concept, three fits each")
     plan = Plan(
         arms=tuple(ArmPlan(n, n) for n in ("cdas", "diff_means", "random", "prompt")),
-        tasks=("refusal", concept), seeds=(0, 1, 2), dev=Amounts(10, 40, 4, 0, 56), test=Amounts(16, 60, 8, 8, 56),
+        tasks=("refusal", concept), seeds=(0, 1, 2), strengths=(0.5, 1.0, 1.25, 1.5),
+        dev=Amounts(8, 30, 2, 0, 56), test=Amounts(14, 48, 6, 6, 56),
     )  # fmt: skip
     results = measured(
         PilotSuite(pairs=PAIRS), plan, out, workers=workers, title="The demonstration: refusal and a concept"
