@@ -26,6 +26,7 @@ from steerlab.meter import Meter
 from steerlab.pilot.suite import PilotSuite
 
 LAYER_SEED = 1000
+BUDGET = 0.10  # of capability, where a strength is chosen
 # Chosen on dev (benchmarks/pilot_dev.py); all else as it comes.
 PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 96, 48
 OF_BOTH: dict[str, int] = {"rank": 16}
@@ -50,7 +51,7 @@ def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -
         arms=(ArmPlan("cdas", "cdas", OF_BOTH, strengths=(1.0,)), PUSH, RANDOM)
         if at_unit
         else (ArmPlan("cdas", "cdas", OF_CONCEPTS), RANDOM),
-        tasks=tasks, seeds=seeds, site=site, strengths=(1.0, 1.25, 1.5), curves=False, budget=0.10, samples=0,
+        tasks=tasks, seeds=seeds, site=site, strengths=(1.0, 1.25, 1.5), curves=False, budget=BUDGET, samples=0,
         dev=Amounts(prompts=10, items=30, neutral=1, texts=0, tokens=64),
         test=Amounts(prompts=40, items=160, neutral=8, texts=8, tokens=64) if at_unit else Amounts(12, 40, 2, 2, 64),
     )  # fmt: skip
@@ -67,7 +68,7 @@ def layer_of(variant: str, folder: Path, workers: int) -> int:
         plan = replace(plan_for(tasks, (LAYER_SEED,), None), arms=(ArmPlan("cdas", "cdas", settings),))
         suite = PilotSuite(variant, pairs=pairs)
         units += run(suite, plan, folder, workers=workers, layers=range(suite.engine().depth))
-    best, scores = choose_layer(units, 0.10)
+    best, scores = choose_layer(units, BUDGET)
     for layer, score in sorted(scores.items()):
         print(
             f"layer {layer}: joint success at unit strength on dev, less what it loses beyond the budget: {score}{'   <- chosen' if layer == best else ''}"

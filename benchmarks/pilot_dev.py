@@ -10,6 +10,7 @@ where a behaviour is decided. `settings` fits CDAS with each set of settings and
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import torch
 import yaml
@@ -33,7 +34,7 @@ def flow(suite: PilotSuite, tasks: list[str], n: int) -> None:
     for task in tasks:
         swaps = [s for pair in suite.contrast(task, SEED).pairs[:n] for s in both_ways(*pair)]
         base, source = (
-            engine.batch([type(e)(e.messages, s.answer) for s in swaps for e in [getattr(s, side)]]) for side in ("base", "source")
+            engine.batch([replace(getattr(s, side), answer=s.answer) for s in swaps]) for side in ("base", "source")
         )  # fmt: skip
         sites = [Site(layer) for layer in range(engine.depth)]
         with torch.no_grad():

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from steerlab.errors import ConfigError, DataError
-from steerlab.methods import runs
+from steerlab.methods import interchange, runs
 from steerlab.methods.base import method, read_classes
 from steerlab.methods.cdas import CDAS
-from steerlab.methods.interchange import REACHES, both_ways
+from steerlab.methods.interchange import both_ways
 from steerlab.methods.objectives import kl
 from steerlab.positions import NOT_TEMPLATE
 from steerlab.sites import Site
@@ -76,19 +76,37 @@ def test_neutral_prompts_are_spared_where_asked():
         return sum(float(kl(p, s).mean()) for p, s in zip(plain, steered, strict=True))
 
     assert disturbed(10.0) < 0.7 * disturbed(0.0)
+    sides = {
+        family: replace(data, neutral=tuple(replace(e, family=family) for e in apart)) for family in (None, "pairs")
+    }
+    sides["pairs"] = replace(sides["pairs"], negative=tuple(replace(e, family="pairs") for e in data.negative))
+    ways = {family: {len(one) for one in CDAS(spare=1.0)._neutral(given)} for family, given in sides.items()}
+    assert ways == {None: {2}, "pairs": {1}}, "at both poles, unless pairs of its family tell otherwise"
     with pytest.raises(DataError, match="neutral prompts with answers"):
         CDAS(site="0", spare=1.0).fit(engine, contrast)
     with pytest.raises(ConfigError, match="poles='trained'"):
         CDAS(spare=1.0, poles="factors")
 
 
-def test_poles_begin_as_far_apart_as_lowers_the_divergence():
-    fitted = CDAS(site="0", rank=1, seed=0, epochs=0).fit(planted.engine(), planted.contrast(24))
-    reach = fitted.meta.figures["reach"]
-    assert set(reach) == {"positive", "negative"} and set(reach.values()) <= set(REACHES)
-    clamp = fitted.interventions[0].edit
-    gap = float(clamp.positive - clamp.negative)
-    assert gap > 0, "the start points from the negative to the positive class"
+def test_poles_begin_as_far_apart_as_lowers_the_divergence(monkeypatch):
+    def begun():
+        return CDAS(site="0", rank=1, seed=0, epochs=0).fit(planted.engine(), planted.contrast(24))
+
+    found = begun()
+    each = {}
+    for reach in interchange.REACHES:
+        monkeypatch.setattr(interchange, "REACHES", (reach,))
+        each[reach] = begun()
+        assert each[reach].meta.figures["reach"] == {"positive": reach, "negative": reach}
+    clamps = {reach: fitted.interventions[0].edit for reach, fitted in each.items()}
+    near, far = clamps[1.0], clamps[3.0]
+    gap = near.positive - near.negative
+    assert float(gap) > 0, "the start points from the negative to the positive class"
+    assert float(far.positive - near.negative) == pytest.approx(3 * float(gap), rel=1e-4)
+    assert float(near.positive - far.negative) == pytest.approx(3 * float(gap), rel=1e-4)
+    served = {reach: fitted.meta.figures["divergence_served"] for reach, fitted in each.items()}
+    assert found.meta.figures["divergence_served"] <= 1.1 * min(served.values()), served
+    assert max(served.values()) > 1.5 * min(served.values()), "the reach matters here"
 
 
 def test_a_start_of_fewer_rows_is_filled_up(tmp_path):

@@ -89,7 +89,7 @@ class Interchange(Method):
     where the first words decide how a reply goes on. `held_out` is the share of pairs on which the divergence is measured
     and the best iterate kept; at 0 the last one is. `spare` adds to the loss so many times what the clamp does to the
     contrast's neutral prompts (Jensen–Shannon divergence from the untouched model): at the negative pole of all of them,
-    at the positive one of those whose family no pair has. `one_sided` serves a `Push` instead of a `Clamp`.
+    at the positive one of those that have no family or one that no pair has. `one_sided` serves a `Push` instead of a `Clamp`.
     `micro_batches` and `close=False` are the published loop's: two halves of a batch averaged alike, no end token after
     answers.
     """
@@ -194,7 +194,7 @@ class Interchange(Method):
         found = [
             [
                 Swap(bare, bare, e.answer, e.answer, wants_positive=positive)
-                for positive in (False, *([True] if e.family not in pairs_have else []))
+                for positive in (False, *([True] if e.family is None or e.family not in pairs_have else []))
             ]
             for e in contrast.neutral
             if e.answer
@@ -257,11 +257,12 @@ class Interchange(Method):
         found: list[float] = []
         for positive in (True, False):
             mine = [s for s in some if s.wants_positive == positive]
-            tried = {
-                reach: runs.divergence(Subspace(q[:1], touched.reached(reach, reach).poles(q[:1])), mine) or 0.0
-                for reach in REACHES
-            }
-            found.append(min(tried, key=lambda reach: tried[reach]))
+            tried: dict[float, float] = {}
+            for reach in REACHES:
+                left = runs.divergence(Subspace(q[:1], touched.reached(reach, reach).poles(q[:1])), mine)
+                assert left is not None  # some pair is trained on, and goes both ways
+                tried[left] = reach
+            found.append(tried[min(tried)])
         return touched.reached(*found), {"reach": {"positive": found[0], "negative": found[1]}}
 
     # --- training -----------------------------------------------------------------------------------------------------
