@@ -40,7 +40,7 @@ format: setup  ## ruff's formatter
 bench-pilot: setup  ## CDAS on both organisms at unit strength and tuned, with bars (tens of minutes)
 	@$(BIN)/python benchmarks/bench_pilot.py
 
-table: setup  ## every method on refusal, backdoor and the concepts (hours; resumable)
+table: setup  ## every method on refusal, backdoor and every third concept (an hour and more; resumable)
 	@$(BIN)/python benchmarks/table.py
 
 judges: setup  ## are the judges fooled by keyword lists, shuffled words, echoed prompts?

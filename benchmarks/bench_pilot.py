@@ -30,8 +30,8 @@ BUDGET = 0.10  # of capability, where a strength is chosen
 # Chosen on dev (benchmarks/pilot_dev.py); all else as it comes.
 PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 96, 48
 OF_BOTH: dict[str, int] = {"rank": 16}
-OF_CONCEPTS: dict[str, int] = {}
-PUSH = ArmPlan("push", "cdas", {**OF_BOTH, "one_sided": True}, strengths=(1.0,))
+OF_CONCEPTS: dict[str, int] = {"answer_tokens": 48}
+PUSH = ArmPlan("push", one_sided_of="cdas", strengths=(1.0,))
 RANDOM = ArmPlan("random", "random", {"form": "clamp"}, strengths=(1.0,))
 BOTH = ("refusal", "backdoor")
 DIRECTIONS = ("suppress", "elicit")

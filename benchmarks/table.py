@@ -1,7 +1,8 @@
-"""The comparison table: every method of this repository on refusal, backdoor and the concepts. `make table` (long).
+"""The comparison table: every method of this repository on refusal, backdoor and every third concept. `make table` (long).
 
-Unit strength and tuned, the same dev prompts and strengths for every method, with intervals and every cost; ends with a
-check that the judges aren't fooled: keyword lists, shuffled positives and echoed prompts against real positives.
+Unit strength and tuned, the same pairs, dev prompts and strengths for every method, each at its default site, with
+intervals and every cost; ends with a check that the judges aren't fooled: keyword lists, shuffled positives and echoed
+prompts against real positives.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import argparse
 import os
 import random
 from pathlib import Path
+
+from bench_pilot import BOTH, PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS
 
 from steerlab import pilot
 from steerlab.cli.evaluate import measured, printed
@@ -20,8 +23,10 @@ from steerlab.judges.rule import words_of
 from steerlab.methods.cdas import CDAS
 from steerlab.pilot.suite import PilotSuite
 
+STRENGTHS = (0.25, 0.5, 1.0, 1.25, 1.5)
 ARMS = (
-    ArmPlan("cdas rank 1", "cdas", {"rank": 1}), ArmPlan("cdas rank 4", "cdas"), ArmPlan("cdas push", "cdas", {"one_sided": True}),
+    ArmPlan("cdas rank 1", "cdas", {"rank": 1}), ArmPlan("cdas rank 4", "cdas", {"rank": 4}), ArmPlan("cdas rank 16", "cdas", {"rank": 16}),
+    ArmPlan("cdas push", one_sided_of="cdas rank 4"),
     ArmPlan("cdas published", "cdas", {k: v for k, v in to_dict(CDAS.published()).items() if k not in ("site", "seed")}),
     ArmPlan("das", "das"), ArmPlan("kl_das", "kl_das"), ArmPlan("pdas", "pdas"),
     ArmPlan("diff_means", "diff_means"), ArmPlan("diff_means paired", "diff_means", {"pooling": "paired"}),
@@ -66,6 +71,7 @@ def fooled(variant: str = "pilot", n: int = 40) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--every", type=int, default=3, metavar="N", help="every N-th concept")
     parser.add_argument("--site", help="block of every arm")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--variant", default="pilot")
@@ -73,14 +79,15 @@ def main() -> None:
     parser.add_argument("--judges", action="store_true", help="the judges' check alone")
     given = parser.parse_args()
     if not given.judges:
-        suite = PilotSuite(given.variant)
-        plan = Plan(
-            arms=ARMS, tasks=tuple(t.name for t in suite.tasks()), seeds=tuple(range(given.seeds)), site=given.site,
-            curves=False, dev=Amounts(10, 40, 2, 0, 64), test=Amounts(16, 60, 8, 8, 64), samples=1,
-        )  # fmt: skip
-        printed(
-            measured(suite, plan, given.out / given.variant, workers=given.workers, title="Every method on the pilot")
-        )
+        concepts = tuple(c.name for c in pilot.concepts(given.variant))[:: given.every]
+        for part, tasks, pairs in (("both", BOTH, PAIRS_OF_BOTH), ("concepts", concepts, PAIRS_OF_CONCEPTS)):
+            plan = Plan(
+                arms=ARMS, tasks=tasks, seeds=tuple(range(given.seeds)), site=given.site, strengths=STRENGTHS,
+                curves=False, dev=Amounts(10, 40, 2, 0, 64), test=Amounts(16, 60, 8, 8, 64), samples=1,
+            )  # fmt: skip
+            suite = PilotSuite(given.variant, pairs=pairs)
+            folder = given.out / given.variant / part
+            printed(measured(suite, plan, folder, workers=given.workers, title="Every method on the pilot"))
     fooled(given.variant)
 
 

@@ -274,6 +274,18 @@ def test_workers_find_the_same_as_one_process(tmp_path):
         assert _without_times(a) == _without_times(b)
 
 
+def test_an_arm_served_one_sided_shares_its_fit():
+    suite, settings = PlantedSuite(), {"site": "1"}
+    arms = (
+        ArmPlan("cdas", "cdas", settings),
+        ArmPlan("push", one_sided_of="cdas"),
+        ArmPlan("fitted", "cdas", {**settings, "one_sided": True}),
+    )
+    told = run_unit(suite, plan(arms=arms), "key", 0, suite.engine())["arms"]
+    assert told["push"]["directions"] == told["fitted"]["directions"]
+    assert told["push"]["digest"] == told["fitted"]["digest"] != told["cdas"]["digest"]
+
+
 def test_a_layer_is_chosen_on_dev(tmp_path):
     suite = PlantedSuite()
     asked = plan(seeds=(0,), arms=(ArmPlan("cdas", "cdas"),))
@@ -290,8 +302,10 @@ def test_impossible_plans_are_refused():
         plan(arms=(ArmPlan("a", "cdas"), ArmPlan("a", "das")))
     with pytest.raises(ConfigError, match="positive sizes"):
         plan(strengths=(-1.0,))
-    with pytest.raises(ConfigError, match="a method or a file"):
+    with pytest.raises(ConfigError, match="a method, a file or another arm"):
         ArmPlan("x")
+    with pytest.raises(ConfigError, match="stands before"):
+        plan(arms=(ArmPlan("push", one_sided_of="cdas"), ArmPlan("cdas", "cdas")))
     with pytest.raises(ConfigError, match="no task 'kye'.*'key'"):
         run(PlantedSuite(), plan(tasks=("kye",)), "nowhere")
     assert plan(strengths=(0.5, 2.0)).strengths == (0.5, 1.0, 2.0), "unit strength is always there"

@@ -109,6 +109,20 @@ def test_poles_begin_as_far_apart_as_lowers_the_divergence(monkeypatch):
     assert max(served.values()) > 1.5 * min(served.values()), "the reach matters here"
 
 
+def test_answers_are_cut_where_asked():
+    positive, negative = planted.contrast(1).pairs[0]
+    swaps = both_ways(replace(positive, answer="w1 w2 w3"), replace(negative, answer="w4 w5"))
+    engine = planted.engine()
+    whole, cut, far = (runs.Runs(engine, Site(0), NOT_TEMPLATE, answer_tokens=n).plain(swaps) for n in (None, 2, 99))
+    assert whole.row.tolist() == [0, 0, 0, 0, 1, 1, 1]  # with the end of turn
+    assert cut.row.tolist() == [0, 0, 1, 1]
+    assert torch.equal(cut.tokens, whole.tokens[[0, 1, 4, 5]])
+    assert torch.allclose(cut.scores, whole.scores[[0, 1, 4, 5]], atol=1e-5)
+    assert torch.equal(far.tokens, whole.tokens)
+    with pytest.raises(ConfigError, match="answer_tokens"):
+        CDAS(answer_tokens=0)
+
+
 def test_a_start_of_fewer_rows_is_filled_up(tmp_path):
     engine, contrast = planted.engine(), planted.contrast(12)
     shift = method("diff_means", {"site": "0"}).fit(engine, contrast)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from . import artefact, controls, edits
 from .contrast import Message
 from .controls import Constant, Control
-from .edits import Edit
+from .edits import Clamp, Edit, Push
 from .errors import ArtefactError, EditError, SteerlabError
 from .positions import NOT_TEMPLATE, Positions
 from .sites import Site
@@ -155,6 +155,22 @@ class Steering:
             raise EditError(f"a strength is {k}; expected a finite number (0 = untouched, 1 = as fitted).")
         prompt = None if self.prompt is None else self.prompt.scaled(k)
         return replace(self, interventions=tuple(i.scaled(k) for i in self.interventions), prompt=prompt)
+
+    def one_sided(self) -> Steering:
+        """The same steering with every `Clamp` served as a `Push`: it moves towards a pole and never back.
+
+        Raises `EditError` where there is no clamp.
+        """
+        if not any(isinstance(i.edit, Clamp) for i in self.interventions):
+            kinds = ", ".join(type(i.edit).__name__ for i in self.interventions) or "none"
+            raise EditError(f"there is no clamp to serve one-sided; the edits are: {kinds}.")
+        made = [
+            replace(i, edit=Push(i.edit.q, i.edit.positive, i.edit.negative)) if isinstance(i.edit, Clamp) else i
+            for i in self.interventions
+        ]
+        return replace(
+            self, interventions=tuple(made), meta=replace(self.meta, method={**self.meta.method, "one_sided": True})
+        )
 
     def adopted(self, engine: Model) -> Steering:
         """The same steering said to belong to another model or template: you take it over as it is, at your own risk.

@@ -234,10 +234,18 @@ class Trainable(Runner):
         """Every site that touches block `layer`, in the order of a pass."""
 
     @abstractmethod
-    def batch(self, examples: Sequence[Example], steerings: Steerings = None, *, close: bool = True) -> Batch:
+    def batch(
+        self,
+        examples: Sequence[Example],
+        steerings: Steerings = None,
+        *,
+        close: bool = True,
+        answer_tokens: int | None = None,
+    ) -> Batch:
         """Examples with their answers as one padded batch; a steering's prompt is put in.
 
-        An answer is followed by the token that closes the assistant's turn, unless told otherwise.
+        An answer is followed by the token that closes the assistant's turn, unless told otherwise, and ends after
+        `answer_tokens` where these are given.
         """
 
     @abstractmethod

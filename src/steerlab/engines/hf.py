@@ -294,9 +294,17 @@ class HFEngine(Trainable):
         row, place = torch.cat(rows), torch.cat(places)
         return {site: Captured(torch.cat(parts[site]), row, place) for site in sites}
 
-    def batch(self, examples: Sequence[Example], steerings: Steerings = None, *, close: bool = True) -> Batch:
+    def batch(
+        self,
+        examples: Sequence[Example],
+        steerings: Steerings = None,
+        *,
+        close: bool = True,
+        answer_tokens: int | None = None,
+    ) -> Batch:
         rendered = [self._rendered(e, s) for e, s in zip(examples, rows_of(steerings, len(examples)), strict=True)]
-        answers = [[] if e.answer is None else self.renderer.answer(e.answer, close=close) for e in examples]
+        written = [[] if e.answer is None else self.renderer.answer(e.answer, close=close) for e in examples]
+        answers = [ids[:answer_tokens] for ids in written]
         lengths = [len(p.ids) + len(a) for p, a in zip(rendered, answers, strict=True)]
         if max(lengths) > self.context:
             n = lengths.index(max(lengths))

@@ -36,7 +36,10 @@ def summarise(
     tasks = {t.name: t for t in suite.tasks() if t.name in plan.tasks}
     by_task = {name: [u for u in units if u["task"] == name] for name in tasks}
     arms = [Arm("unsteered", "unsteered")]
-    arms += [Arm(a.name, a.label or a.name, {"name": a.method, "file": a.file, **a.settings}) for a in plan.arms]
+    arms += [
+        Arm(a.name, a.label or a.name, {"name": a.method, "file": a.file, "one_sided_of": a.one_sided_of, **a.settings})
+        for a in plan.arms
+    ]
     return Results(
         run=run,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,23 +25,27 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """An arm: a method with its settings, or a saved steering (`file`); `strengths` replaces the plan's for it alone."""
+    """An arm: a method with its settings, a saved steering (`file`), or an earlier arm's served one-sided (`one_sided_of`).
+
+    `strengths` replaces the plan's for it alone.
+    """
 
     name: str
     method: str = ""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     file: str | None = None
+    one_sided_of: str | None = None
     label: str = ""
     strengths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if bool(self.method) == bool(self.file):
-            raise ConfigError(f"the arm {self.name!r} needs a method or a file, one of the two.")
+        if sum(map(bool, (self.method, self.file, self.one_sided_of))) != 1:
+            raise ConfigError(f"the arm {self.name!r} needs a method, a file or another arm's name, one of the three.")
 
     @property
     def aim(self) -> Aim:
         """What strength 1 does."""
-        return "elicit" if self.file else plugins.load(self.method).aim
+        return plugins.load(self.method).aim if self.method else "elicit"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class Plan:
             raise ConfigError("an evaluation needs at least one arm, one task and one seed.")
         if len({a.name for a in self.arms}) < len(self.arms):
             raise ConfigError("two arms have the same name; give each its own.")
+        for n, arm in enumerate(self.arms):
+            if arm.one_sided_of and arm.one_sided_of not in {a.name for a in self.arms[:n]}:
+                raise ConfigError(
+                    f"the arm {arm.name!r} is to serve {arm.one_sided_of!r} one-sided; name an arm that stands before it."
+                )
         if not self.strengths or min(self.strengths) <= 0 or not all(math.isfinite(s) for s in self.strengths):
             raise ConfigError(
                 f"strengths are {self.strengths}; expected positive sizes, each is tried with both signs."
@@ -82,7 +91,17 @@ def run_unit(suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable) 
     with Meter() as meter:
         meters = {split: CostMeter(suite, engine, split, _amounts(plan, split), seed) for split in ("dev", "test")}
         plain = {split: _plain(suite, plan, task, seed, engine, split) for split in ("dev", "test")}
-        arms = {arm.name: _run_arm(suite, plan, arm, task, seed, engine, meters, plain) for arm in plan.arms}
+        fitted: dict[str, Steering] = {}
+        for arm in plan.arms:
+            fitted[arm.name] = (
+                fitted[arm.one_sided_of].one_sided()
+                if arm.one_sided_of
+                else fit_arm(suite, plan, arm, task, seed, engine)
+            )
+        arms = {
+            arm.name: _run_arm(suite, plan, arm, fitted[arm.name], task, seed, engine, meters, plain)
+            for arm in plan.arms
+        }
     return {
         "task": task,
         "seed": seed,
@@ -139,13 +158,13 @@ def _run_arm(
     suite: Suite,
     plan: Plan,
     arm: ArmPlan,
+    steering: Steering,
     task: str,
     seed: int,
     engine: Trainable,
     meters: dict[str, CostMeter],
     plain: dict[str, dict[Direction, Effects]],
 ) -> dict[str, Any]:
-    steering = fit_arm(suite, plan, arm, task, seed, engine)
     found: dict[str, Any] = {"fit": steering.meta.figures, "digest": steering.digest, "directions": {}}
     for direction in DIRECTIONS:
         strengths = signed(plan, steering, arm, direction)

@@ -86,8 +86,9 @@ class Interchange(Method):
     are the `factors` read from data, or `trained`: the clamp that is served takes the interchange's place in the loss, and
     its poles are trained with q. They begin at the class means over the touched tokens, each moved as far from the other
     as lowers the divergence most. `early` weighs the answer's t-th token by t^(−early): 0 all alike, as published; more
-    where the first words decide how a reply goes on. `held_out` is the share of pairs on which the divergence is measured
-    and the best iterate kept; at 0 the last one is. `spare` adds to the loss so many times what the clamp does to the
+    where the first words decide how a reply goes on. `answer_tokens` leaves out all that comes after so many, which is
+    faster, and loses what shows only later (a list's second line). `held_out` is the share of pairs on which the divergence
+    is measured and the best iterate kept; at 0 the last one is. `spare` adds to the loss so many times what the clamp does to the
     contrast's neutral prompts (Jensen–Shannon divergence from the untouched model): at the negative pole of all of them,
     at the positive one of those that have no family or one that no pair has. `one_sided` serves a `Push` instead of a `Clamp`.
     `micro_batches` and `close=False` are the published loop's: two halves of a batch averaged alike, no end token after
@@ -103,6 +104,7 @@ class Interchange(Method):
     start: str = "touched"
     optimiser: Literal["sphere", "published"] = "sphere"
     early: float = 0.75
+    answer_tokens: int | None = None
     step: float = 0.4
     poles: Literal["factors", "trained"] = "trained"
     epochs: int = 6
@@ -115,10 +117,12 @@ class Interchange(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.epochs < 0 or self.batch_size < 1 or not self.step > 0:
+        counts = [n for n in (self.rank, self.batch_size, self.answer_tokens) if n is not None]
+        if min(counts) < 1 or self.epochs < 0 or not self.step > 0:
             raise ConfigError(
                 f"{type(self).__name__} has rank={self.rank}, epochs={self.epochs}, batch_size={self.batch_size},"
-                f" step={self.step}; expected a rank and batch size from 1, epochs from 0 and a positive step."
+                f" step={self.step}, answer_tokens={self.answer_tokens}; expected a rank, batch size and answer tokens (where"
+                " given) from 1, epochs from 0 and a positive step."
             )
         if self.source == "aligned" and self.poles == "trained":
             raise ConfigError(
@@ -141,7 +145,10 @@ class Interchange(Method):
         with Meter() as meter:
             site, positions = self._site(engine), Positions.parse(self.positions)
             share = self._share(contrast)
-            runs = Runs(engine, site, positions, aligned=self.source == "aligned", close=self.close, early=self.early)
+            runs = Runs(
+                engine, site, positions, aligned=self.source == "aligned", close=self.close, early=self.early,
+                answer_tokens=self.answer_tokens,
+            )  # fmt: skip
             q, touched = self._start(engine, contrast, site, positions)
             if self.poles == "trained":
                 factors, reach = self._reach(runs, share, q, touched)

@@ -74,9 +74,10 @@ class Runs:
         aligned: bool = False,
         close: bool = True,
         early: float = 0.0,
+        answer_tokens: int | None = None,
     ) -> None:
         self.engine, self.site, self.positions = engine, site, positions
-        self._aligned, self._close, self._early = aligned, close, early
+        self._aligned, self._close, self._early, self._answer_tokens = aligned, close, early, answer_tokens
         self._kept: dict[tuple[Example, str], _Source] = {}
         self._below: dict[tuple[Example, str], Float[Tensor, "t d"]] = {}
         self._bytes = 0
@@ -155,7 +156,8 @@ class Runs:
     # --- the engine ---------------------------------------------------------------------------------------------------
 
     def _batch(self, prompts: Sequence[Example], answers: Sequence[str]) -> Batch:
-        return self.engine.batch([_with(p, a) for p, a in zip(prompts, answers, strict=True)], close=self._close)
+        given = [_with(p, a) for p, a in zip(prompts, answers, strict=True)]
+        return self.engine.batch(given, close=self._close, answer_tokens=self._answer_tokens)
 
     def _scores(self, batch: Batch, edit: _Edit | None, start: Start | None) -> Float[Tensor, "n v"]:
         run = self.engine.resume(batch, {self.site: edit} if edit is not None else None, start=start)
