@@ -134,10 +134,10 @@ def _row(arm: str, group: str, direction: str, setting: str, gain: float, rng: r
     if direction == "suppress" and arm not in ("ablation", "unsteered"):
         sizes = [f"-{size}" for size in reversed(sizes)]
     ratio = NOTHING if arm == "probe" else around(1 + cost * 4, rng)
-    costs = [around(cost, rng, n=800), share(cost / 3, rng), ratio, around(cost * 2, rng)]
+    costs = [around(cost, rng, n=800), share(0.1 + cost / 2, rng), share(cost / 3, rng), ratio, around(cost * 2, rng)]
     if arm == "unsteered":
         none = Estimate(None, None, None, 0)
-        costs = [none, costs[1], none, none]
+        costs = [none, costs[1], costs[2], none, none]
     worst = None if arm == "unsteered" else max(0.0, (effect.mean or 0.0) - 0.07)
     return Row(arm, group, direction, setting, " to ".join(sizes), effect, joint, share(reach * 0.6, rng), *costs,
                share(0.02, rng), worst)  # fmt: skip

@@ -192,3 +192,18 @@ def test_help_needs_neither_torch_nor_transformers():
     assert found.stdout.strip().endswith("[]")
     for verb in ("demo", "fit", "generate", "evaluate", "show", "data", "pilot"):
         assert verb in found.stdout
+
+
+def test_every_command_takes_a_yaml_file_of_its_flags():
+    import typer
+
+    def commands(command, path=()):
+        if hasattr(command, "commands"):
+            for name, inner in command.commands.items():
+                yield from commands(inner, (*path, name))
+        else:
+            yield path, {o for p in command.params for o in p.opts}
+
+    found = dict(commands(typer.main.get_command(cli.build(["fit"]))))
+    assert len(found) > 15
+    assert [path for path, flags in found.items() if "--config" not in flags] == []

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 
 import steerlab as sl
 from steerlab.errors import ConfigError
 from steerlab.evals.layers import choose_layer, profile
-from steerlab.evals.measure import Amounts, CostMeter, Costs, Effects
+from steerlab.evals.measure import Amounts, CostMeter, Costs, Effects, _judge
 from steerlab.evals.results import Results
 from steerlab.evals.run import Journal, run
 from steerlab.evals.stats import Estimate, bootstrap, median, paired_difference, percentile, wilson
@@ -19,6 +20,7 @@ from steerlab.evals.suite import Suite, Task
 from steerlab.evals.summarise import summarise
 from steerlab.evals.unit import ArmPlan, Plan, choose, run_unit
 from steerlab.judges.base import Score
+from steerlab.judges.rule import CorrectJudge
 from steerlab.judges.spec import parse_rule
 from steerlab.testing import planted
 
@@ -75,7 +77,6 @@ class PlantedSuite(Suite):
 
 
 def _generator(seed, split):
-    import torch
 
     return torch.Generator().manual_seed(1000 * seed + (1 if split == "dev" else 2))
 
@@ -163,6 +164,13 @@ def test_the_best_joint_success_within_the_budget_is_chosen_the_weakest_of_equal
     assert choose([0.5, 1.0], [effects(None), effects(None)], [costs(0.0), costs(0.0)], 0.1) is None
 
 
+def test_a_cost_that_could_not_be_judged_is_not_zero():
+    found = [effects(1.0), effects(1.0, 1.0)]
+    assert choose([1.0, 4.0], found, [costs(0.05), costs(None)], 0.1) == 0
+    assert choose([1.0, 4.0], found, [costs(None), costs(None)], 0.1) == 0, "none is known: the weakest"
+    assert choose([1.0, 4.0], [effects(0.0), effects(1.0)], [costs(), costs()], 0.1) == 1, "none was asked for"
+
+
 # --- units ------------------------------------------------------------------------------------------------------------------
 
 
@@ -201,9 +209,7 @@ def test_costs_are_against_the_same_items_unsteered(units):
     assert len(under["perplexity"]) == 2
     suite = PlantedSuite()
     meter = CostMeter(suite, suite.engine(), "test", SMALL, 0)
-    nothing = meter.measure(
-        [sl.Steering((sl.Intervention(sl.Site(0), sl.Shift(__import__("torch").ones(48) * 0 + 1e-9)),))]
-    )[0]
+    nothing = meter.measure([sl.Steering((sl.Intervention(sl.Site(0), sl.Shift(torch.ones(48) * 0 + 1e-9)),))])[0]
     assert nothing.lost == [0.0] * 8
     assert max(nothing.kl) < 1e-6
     assert nothing.perplexity == pytest.approx([1.0, 1.0], abs=1e-4)
@@ -264,6 +270,40 @@ def test_a_damaged_unit_is_done_again_and_another_plan_starts_afresh(tmp_path):
     other = Journal(tmp_path / "units", suite, replace(asked, budget=0.5))
     assert other.key != journal.key
     assert Journal(tmp_path / "units", suite, replace(asked, seeds=(0, 1, 2))).key == journal.key
+
+
+def test_a_unit_is_measured_anew_when_what_it_rests_on_has_changed(tmp_path, monkeypatch):
+    suite, file = PlantedSuite(), tmp_path / "x.safetensors"
+    asked = plan(arms=(ArmPlan("cdas", "cdas"), ArmPlan("saved", file=str(file))))
+    keys = []
+    for strength in (1.0, 2.0):
+        sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(strength * torch.ones(48))),)).save(file)
+        keys.append(Journal(tmp_path, suite, asked).key)
+        keys.append(Journal(tmp_path, suite, asked).key)
+    monkeypatch.setattr("steerlab.evals.run.method", lambda *_: sl.method("das", {"rank": 2}))
+    keys.append(Journal(tmp_path, suite, asked).key)  # as if a default had changed
+    monkeypatch.setattr("steerlab.evals.run.__version__", "9")
+    keys.append(Journal(tmp_path, suite, asked).key)
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+    assert len(set(keys)) == 4
+
+
+def test_a_saved_steering_acts_the_way_its_method_does(tmp_path):
+    suite, file = PlantedSuite(), tmp_path / "x.safetensors"
+    sl.method("ablation", {"site": "1"}).fit(suite.engine(), suite.contrast("key", 0)).save(file)
+    asked = plan(arms=(ArmPlan("saved", file=str(file)), ArmPlan("ablation", "ablation", {"site": "1"})))
+    arms = run_unit(suite, asked, "key", 0, suite.engine())["arms"]
+    assert arms["saved"]["directions"] == arms["ablation"]["directions"]
+    assert list(arms["saved"]["directions"]) == ["suppress"]
+    with pytest.raises(ConfigError, match="give a method to profile layers"):
+        run(suite, asked, tmp_path, layers=(0, 1))
+
+
+def test_silence_is_neither_success_nor_a_right_answer():
+    into, prompt = Effects(), sl.Example.ask("w1", "w2")
+    _judge(into, " ", prompt, parse_rule("words:w9"), None, None, "suppress")
+    assert (into.effect, into.joint) == ([None], [0.0])
+    assert CorrectJudge()("", prompt).value == 0.0
 
 
 def test_workers_find_the_same_as_one_process(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,39 @@ def test_the_import_check_can_fail():
     check = "import sys, steerlab; steerlab.Shift; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "True"
+
+
+def test_the_laws_are_part_of_the_suite(pytestconfig):
+    assert "src/steerlab/testing" in pytestconfig.getini("testpaths")
+
+
+def test_an_edit_of_somebody_elses_is_known_once_a_file_holds_it(tmp_path):
+    """A package with a method of its own and an edit of its own, installed beside; `steerlab show` has not imported it."""
+    (tmp_path / "theirs.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\n"
+        "from steerlab.edits import Shift\nfrom steerlab.methods.diff_means import DiffMeans\n"
+        "@dataclass(frozen=True, eq=False)\nclass Nudge(Shift):\n    pass\n"
+        "@dataclass(frozen=True)\nclass Theirs(DiffMeans):\n    'Theirs.'\n"
+    )
+    info = tmp_path / "theirs-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[steerlab.methods]\ntheirs = theirs:Theirs\n")
+    making = (
+        "import torch, theirs, steerlab as sl\nedit = theirs.Nudge(torch.ones(4))\n"
+        "sl.Steering((sl.Intervention(sl.Site(1), edit),)).save('x.safetensors')"
+    )
+    reading = (
+        "import sys, steerlab as sl\nassert 'theirs' not in sys.modules\n"
+        "print(type(sl.Steering.load('x.safetensors').interventions[0].edit).__name__)"
+    )
+    beside = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for code in (making, reading):
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=beside, check=False
+        )
+        assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "Nudge"
 
 
 def test_a_dataclass_is_its_own_configuration(tmp_path):

@@ -176,7 +176,7 @@ def test_the_best_method_of_a_column_is_marked_and_a_reference_never(results, te
 def test_the_summary_says_who_won_at_what_cost_and_how_the_references_do():
     def row(arm: str, joint: float | None, lost: float | None) -> Row:
         e = [Estimate(v, None if v is None else v - 0.01, None if v is None else v + 0.01, 50) for v in (joint, lost)]
-        return Row(arm, "refusal", "elicit", "unit", "1", e[0], e[0], e[0], e[1], e[1], e[1], e[1], e[1])
+        return Row(arm, "refusal", "elicit", "unit", "1", e[0], e[0], e[0], *[e[1]] * 6)
 
     arms = [Arm(name, LABELS[name]) for name in ("unsteered", "prompt", "cdas", "diff_means")]
     table = [

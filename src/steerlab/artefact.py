@@ -93,7 +93,7 @@ def restore(row: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mappin
         values[name] = value
     try:
         return kinds[kind](**values)
-    except (SteerlabError, TypeError) as problem:
+    except (SteerlabError, TypeError, ValueError, ArithmeticError) as problem:
         raise ArtefactError(f"the file's {kind} is not a valid one: {problem}") from problem
 
 
@@ -101,10 +101,11 @@ def write(path: str | PathLike[str], document: Mapping[str, Any], tensors: Mappi
     """Write the document and its tensors, beside and renamed. Raises `ArtefactError`."""
     import safetensors.torch
 
-    text = json.dumps(document, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(document, sort_keys=True)  # ASCII: a path or a concept may hold what UTF-8 can't
+    apart = {k: t.contiguous().clone() for k, t in tensors.items()}  # safetensors refuses tensors that share memory
     with whole(path) as part:
         try:
-            safetensors.torch.save_file({k: t.contiguous() for k, t in tensors.items()}, part, metadata={KEY: text})
+            safetensors.torch.save_file(apart, part, metadata={KEY: text})
         except safetensors.SafetensorError as problem:  # how safetensors tells of an error of the disk
             full = "os error 28" in str(problem)
             raise OSError(errno.ENOSPC if full else errno.EIO, str(problem)) from problem
@@ -146,7 +147,7 @@ def parse(text: str, path: str | PathLike[str]) -> dict[str, Any]:
     """The header's JSON as an object. Raises `ArtefactError`."""
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:  # a number of thousands of digits is a plain ValueError
         raise ArtefactError(f"the header of {path} is not valid JSON ({problem}); the file is damaged.") from problem
     if not isinstance(document, dict):
         raise ArtefactError(f"the header of {path} holds {type(document).__name__}; expected a JSON object.")

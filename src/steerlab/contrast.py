@@ -225,7 +225,9 @@ class Contrast:
         h = hashlib.sha256()
         for side in (self.positive, self.negative, self.neutral):
             for example in side:
-                h.update(json.dumps(example.to_json(), sort_keys=True, ensure_ascii=False).encode())
+                h.update(
+                    json.dumps(example.to_json(), sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
+                )
                 h.update(b"\n")
             h.update(b"\0")
         h.update(b"paired" if self.paired else b"unpaired")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Generator
@@ -44,6 +45,22 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     with whole(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes; of a folder, of its files' names, sizes and times."""
+    path, h = Path(path), hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            told = file.stat()
+            h.update(f"{file.relative_to(path)} {told.st_size} {told.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    else:
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as problem:
+            raise ArtefactError(f"{path} can't be read: {problem.strerror or problem}.") from problem
+    return h.hexdigest()
 
 
 def _told(path: Path, problem: OSError) -> ArtefactError:

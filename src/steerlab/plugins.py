@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,15 @@ def load(name: str, folder: str = "methods") -> type[Any]:
     if found is None:
         raise ConfigError(f"there is no {_noun(folder)} called {name!r}. {nearest(name, names(folder))}")
     return found
+
+
+@cache
+def bring() -> None:
+    """Import every package that has an entry point, so that what it defines is known; one that can't be is passed over."""
+    for folder in FOLDERS:
+        for entry in _entries(folder).values():
+            with suppress(Exception):  # whoever asks for it by name is told why it fails
+                entry.load()
 
 
 def name_of(cls: type[Any], folder: str = "methods") -> str:

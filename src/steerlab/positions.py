@@ -8,7 +8,7 @@ cache, padded left or right. Padding belongs to neither phase and is never steer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from .errors import DataError
 
@@ -104,10 +104,7 @@ class Positions:
         """The positions that `to_json` wrote."""
         if set(row) != {"prompt", "generated"}:
             raise DataError(f"positions have the fields {sorted(row)}; expected 'prompt' and 'generated'.")
-        return cls(
-            tuple(Window(*cast("list[Any]", w)) for w in row["prompt"]),
-            tuple(Window(*cast("list[Any]", w)) for w in row["generated"]),
-        )
+        return cls(*(tuple(_window(w) for w in row[name]) for name in ("prompt", "generated")))
 
     @classmethod
     def parse(cls, text: str) -> Positions:
@@ -171,3 +168,11 @@ NAMED = {
     "decoding": DECODING,
     "last_prompt": LAST_PROMPT,
 }
+
+
+def _window(row: list[Any]) -> Window:
+    found = Window(*row)
+    bounds: tuple[Any, Any] = found[:2]
+    if not isinstance(bounds[0], int) or not isinstance(bounds[1], (int, type(None))):
+        raise DataError(f"a window goes from {bounds[0]!r} to {bounds[1]!r}; expected whole numbers.")
+    return found

@@ -10,10 +10,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from . import artefact, controls, edits
+from . import artefact, controls, edits, plugins
 from .contrast import Message
 from .controls import Constant, Control
 from .edits import Clamp, Edit, Push
@@ -113,6 +113,13 @@ class Meta:
     figures: dict[str, Any] = field(default_factory=dict[str, Any])  # what the fit measured
     range: dict[str, Any] | None = None  # calibrated strengths, once they are
 
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, wanted = getattr(self, f.name), str if f.name in ("model", "revision", "template") else dict
+            may_lack = f.default is None
+            if not (isinstance(value, wanted) or (value is None and may_lack)):
+                raise ArtefactError(f"a steering's {f.name} is {value!r}; expected {wanted.__name__}.")
+
 
 @dataclass(frozen=True, eq=False)
 class Steering:
@@ -142,6 +149,11 @@ class Steering:
             )
         if self.prompt is not None and other.prompt is not None:
             raise ArtefactError("both steerings carry a prompt; add at most one, or join their texts into one prompt.")
+        if None not in (self.meta.template, other.meta.template) and self.meta.template != other.meta.template:
+            raise ArtefactError(
+                f"these steerings belong to different chat templates ({self.meta.template} and {other.meta.template}), so"
+                " their positions don't mean the same; fit them with one template."
+            )
         meta = self.meta if a is not None or b is None else other.meta
         joined = replace(meta, method={}, data={}, figures={}, range=None)
         return Steering(self.interventions + other.interventions, self.prompt or other.prompt, joined)
@@ -229,11 +241,19 @@ class Steering:
             raise ArtefactError(f"{path} has the unknown entries {sorted(extra)} in its header; it is not read.")
         try:
             interventions = tuple(_intervention(row, tensors) for row in document["interventions"])
-            prompt = None if document["prompt"] is None else Prompt(**document["prompt"])
+            prompt = None if document["prompt"] is None else _prompt(document["prompt"])
             return cls(interventions, prompt, Meta(**document["meta"]))
         except ArtefactError as problem:
             raise ArtefactError(f"{path}: {problem}") from problem
-        except (SteerlabError, KeyError, TypeError, AttributeError) as problem:
+        except (
+            SteerlabError,
+            LookupError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            AttributeError,
+            RecursionError,
+        ) as problem:
             raise ArtefactError(f"{path} doesn't hold a valid steering: {problem!r}.") from problem
 
     def _document(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -289,9 +309,18 @@ def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _intervention(row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Intervention:
+    if row["edit"].get("kind") not in edits.kinds():
+        plugins.bring()  # a kind of somebody else's is known once its package is imported
     edit = artefact.restore(row["edit"], tensors, edits.kinds())
     control = artefact.restore(row["control"], tensors, controls.kinds())
     return Intervention(Site.parse(row["site"]), edit, Positions.from_json(row["positions"]), control)
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    texts = (row.get("positive"), row.get("negative") or "")
+    if not all(isinstance(text, str) for text in texts):
+        raise EditError(f"a prompt's texts are {texts}; expected text.")
+    return Prompt(**row)
 
 
 def _migrated(document: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any]:

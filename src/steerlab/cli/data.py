@@ -92,6 +92,7 @@ def convert(
     concept: Concept = None,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs drawn from the corpus (pilot:NAME).")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
+    config: Config = None,
 ) -> None:
     """Write contrast data as our own JSON Lines."""
     from ..data import write
@@ -103,7 +104,7 @@ def convert(
 
 
 @app.command()
-def layouts(json: Json = False) -> None:
+def layouts(json: Json = False, config: Config = None) -> None:
     """List the layouts that can be read."""
     from rich.table import Table
 

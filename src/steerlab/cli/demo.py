@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import say, took
+from .common import Config, say, took
 
 PAIRS = 32
 SHOWN = ("pirate", "Describe a kitchen to a friend.")
@@ -16,6 +16,7 @@ SHOWN = ("pirate", "Describe a kitchen to a friend.")
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where steerings, report and figures are written.")] = Path("runs/demo"),
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
+    config: Config = None,
 ) -> None:  # fmt: skip
     """Fit CDAS on contrast data, steer both ways, measure effect beside cost, and write a report."""
     from .. import pilot, progress

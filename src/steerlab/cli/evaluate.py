@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import BatchSize, Config, Json, Model, TemplateOption, console, dump, say, took
+from .common import (
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Revision,
+    TemplateOption,
+    console,
+    dump,
+    say,
+    took,
+)
 
 if TYPE_CHECKING:
     from ..evals.results import Results, Row
@@ -43,6 +56,9 @@ def evaluate(
     pairs: Annotated[int, typer.Option(min=2, help="Pairs to fit on, from the pilot's corpus.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = os.cpu_count() or 1,
     model: Model = "pilot",
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
     template: TemplateOption = "chat",
     batch_size: BatchSize = 64,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; the same folder goes on where it was.")] = None,
@@ -56,7 +72,8 @@ def evaluate(
     from ..evals.measure import Amounts
     from ..evals.unit import ArmPlan, Plan
 
-    suite = _suite(model, template, batch_size, pairs, data, rule, neutral, items, text, layout, concept)
+    loaded = {"revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size}
+    suite = _suite(model, loaded, pairs, data, rule, neutral, items, text, layout, concept)
     named = [parse_arm(a) for a in (arm or ([] if steering else ["cdas", "diff_means"]))]
     named += [ArmPlan(p.stem, file=str(p)) for p in steering or ()]
     named += [ArmPlan(n, n) for n in ALWAYS if n not in {a.name for a in named}]
@@ -91,6 +108,8 @@ def measured(
     from ..meter import Meter
 
     found: list[Any] = []
+    if suite.fluent() is None:
+        notes = [*notes, "no judge of fluency or of following the instruction: joint success is the effect alone"]
     with Meter() as meter, progress.shown():
         engine = suite.engine()
         if layers:
@@ -146,8 +165,11 @@ def printed(results: Results) -> None:
             "effect",
             "joint success",
             "capability lost",
+            "wrong",
+            "refused",
             "KL",
             "perplexity ×",
+            "repeats",
             "n",
         ):
             table.add_column(name, justify="left" if name in ("arm", "direction") else "right")
@@ -162,9 +184,15 @@ def _cells(row: Row) -> list[str]:
     missing = f" +{row.effect.missing} unjudged" if row.effect.missing else ""
     return [
         row.arm, row.direction, row.strength + setting, _share(row.effect), _share(row.joint), _share(row.lost),
+        _percent(row.wrong), _percent(row.refused),
         "–" if row.kl.mean is None else f"{row.kl.mean:.3f}",
-        "–" if row.perplexity.mean is None else f"{row.perplexity.mean:.2f}", f"{row.effect.n}{missing}",
+        "–" if row.perplexity.mean is None else f"{row.perplexity.mean:.2f}", _percent(row.repetition),
+        f"{row.effect.n}{missing}",
     ]  # fmt: skip
+
+
+def _percent(estimate: Any) -> str:
+    return "–" if estimate.mean is None else f"{100 * estimate.mean:.0f}"
 
 
 def _share(estimate: Any) -> str:
@@ -180,7 +208,7 @@ def _flat(row: Row) -> dict[str, Any]:
 
 
 def _suite(
-    model: str, template: Any, batch_size: int, pairs: int, data: str | None, rule: str | None, neutral: str | None,
+    model: str, loaded: dict[str, Any], pairs: int, data: str | None, rule: str | None, neutral: str | None,
     items: str | None, text: str | None, layout: str | None, concept: str | None,
 ) -> Suite:  # fmt: skip
     """The pilot's suite, or one from the user's files."""
@@ -196,9 +224,12 @@ def _suite(
                 f"the model {model!r} has no built-in tasks; give your contrast data and what tells the behaviour"
                 " (--data FILE --rule words:...)."
             )
-        return PilotSuite(model, pairs=pairs, neutral_pairs=pairs, batch_size=batch_size)
+        return PilotSuite(model, pairs=pairs, neutral_pairs=pairs, batch_size=loaded["batch_size"])
     if rule is None:
         raise ConfigError(
             "your own data needs a rule that tells the behaviour in a reply: --rule words:a,b or regex:..."
         )
-    return FileSuite(data, rule, model, load, template, layout, concept, neutral, items, text, batch_size=batch_size)
+    return FileSuite(
+        data, rule, model, load, layout=layout, concept=concept, neutral_file=neutral, items_file=items, text_file=text,
+        **loaded,
+    )  # fmt: skip

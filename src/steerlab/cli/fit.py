@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -134,7 +134,7 @@ def _command(name: str, cls: type[Any]) -> Callable[..., None]:
 def _parameter(field: Any, hint: Any) -> inspect.Parameter:
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
     if isinstance(default, tuple):
-        default, hint = list(default), list[float]
+        default, hint = list(default), list[get_args(hint)[0]]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default,
         annotation=Annotated[hint, typer.Option(rich_help_panel="The method's settings")],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +67,8 @@ def generate(
     strengths = strength or ([0.0, 1.0] if steering else [0.0])
     whole = composed(steering or [])
     under = [_at(whole, s) for s in strengths]
-    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
+    drawn = Sampling(max_new_tokens, temperature, top_k, top_p, stop=tuple(stop or ()))
+    number = itertools.count(seed)  # a seed for each prompt, the same at all strengths: only the strength differs
     with Meter() as meter:
         engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
         for one in under:
@@ -73,6 +76,8 @@ def generate(
                 engine.accept(one)
         for texts in _batches(prompt):
             asked = [Example.ask(text, system=system) for text in texts]
+            seeds = tuple(s for s in itertools.islice(number, len(texts)) for _ in under)
+            sampling = replace(drawn, seed=seeds)
             if len(under) == 1 and sys.stdout.isatty() and not json:
                 _streamed(engine, asked, under[0], sampling)
                 continue
@@ -109,10 +114,10 @@ def _batches(prompts: list[str] | None) -> Iterator[list[str]]:
 
 def _streamed(engine: Runner, asked: Sequence[Example], under: Steering | None, sampling: Sampling) -> None:
     """A single strength on a terminal appears as it is written."""
-    for example in asked:
+    for example, seed in zip(asked, sampling.seeds(len(asked)), strict=True):
         if len(asked) > 1:
             typer.secho(example.instruction, bold=True)
-        for piece in engine.stream([example], under, sampling):
+        for piece in engine.stream([example], under, replace(sampling, seed=seed)):
             sys.stdout.write(piece.text)
             sys.stdout.flush()
         sys.stdout.write("\n")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, dump
+from .common import Config, Json, dump
 
 app = typer.Typer(help="The built-in model: its card, its recipe, its data.", no_args_is_help=True)
 
@@ -21,6 +21,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
     variant: Variant = "pilot",
     json: Json = False,
+    config: Config = None,
 ) -> None:  # fmt: skip
     """Print held-out prompts with their right answers."""
     from .. import pilot
@@ -42,7 +43,7 @@ def sample(
 
 
 @app.command()
-def concepts(variant: Variant = "pilot", json: Json = False) -> None:
+def concepts(variant: Variant = "pilot", json: Json = False, config: Config = None) -> None:
     """List the concepts that the built-in model knows."""
     from .. import pilot
 
@@ -61,6 +62,7 @@ def card(
         Path | None, typer.Option("--out", "-o", help="Where card.json and MODEL_CARD.md are written.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts, wider intervals.")] = False,
+    config: Config = None,
 ) -> None:
     """Measure the built-in model: every ability with its accuracy, on held-out prompts."""
     from .. import progress
@@ -74,6 +76,7 @@ def card(
 def train(
     variant: Variant = "pilot",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the model is written.")] = None,
+    config: Config = None,
 ) -> None:
     """Train the built-in model from its corpus; an interrupted run goes on from its last checkpoint (long)."""
     from .. import progress

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Json, console, dump
+from .common import Config, Json, console, dump
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def show(
     file: Annotated[Path, typer.Argument(help="A steering's file (.safetensors).")],
     json: Json = False,
+    config: Config = None,
 ) -> None:
     """Draw a steering: what it does, where, when, how strongly, and where it comes from."""
     from ..steering import Steering

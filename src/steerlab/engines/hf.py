@@ -233,7 +233,8 @@ class HFEngine(Trainable):
     def logprobs(self, examples: Sequence[Example], steerings: Steerings = None) -> list[Tensor]:
         found: list[Tensor] = []
         for example, scores in zip(examples, self.logits(examples, steerings), strict=True):
-            targets = torch.tensor(self.renderer.answer(example.answer or ""))
+            answer = [] if example.answer is None else self.renderer.answer(example.answer)
+            targets = torch.tensor(answer, dtype=torch.long)
             found.append(torch.log_softmax(scores, dim=-1).gather(1, targets[:, None])[:, 0])
         return found
 
@@ -249,6 +250,7 @@ class HFEngine(Trainable):
 
     def text_logprobs(self, texts: Sequence[str], steerings: Steerings = None) -> list[Tensor]:
         each = self._accepted(steerings, len(texts))
+        _without_prompts(each, "a text has no conversation to put it into")
         whole = [self.renderer.text_ids(text)[: self.context] for text in texts]
         if any(len(ids) < 2 for ids in whole):
             raise DataError("a text has fewer than two tokens, so nothing in it is predicted; leave empty texts out.")
@@ -287,7 +289,8 @@ class HFEngine(Trainable):
                 )
                 mask = batch.mask(positions)
                 for site in sites:
-                    parts[site].append(finite(run.at[site][mask].float().cpu(), str(site)))
+                    read = run.at[site]
+                    parts[site].append(finite(read[mask.to(read.device)].float().cpu(), str(site)))
                 rows.append(mask.nonzero()[:, 0].cpu() + start)
                 places.append(batch.position[mask].cpu())
                 bar.advance(len(part))
@@ -344,7 +347,8 @@ class HFEngine(Trainable):
         prompt, what follows is generated. One steering fits any batch; a list must have one entry per row.
         """
         one = steerings is None or isinstance(steerings, Steering)
-        self._accepted(steerings, 1 if one else len(cast("Sequence[Steering | None]", steerings)))
+        each = self._accepted(steerings, 1 if one else len(cast("Sequence[Steering | None]", steerings)))
+        _without_prompts(each, "your own calls bring tokens; put the text into their messages, or use generate")
         with Follower(self.model, self.anatomy, self.renderer, steerings).following():
             yield
 
@@ -447,7 +451,7 @@ class HFEngine(Trainable):
     def _reply(self, row: Row) -> Reply:
         ended = bool(row.ids) and row.ids[-1] in self.renderer.ends
         ids = tuple(row.ids[:-1] if ended else row.ids)
-        text = row.text if row.finish == "stop" and not ended and row.text else self.renderer.text(ids)
+        text = row.text if row.finish == "stop" and not ended else self.renderer.text(ids)
         return Reply(text, ids, row.finish or "length", len(row.prompt.ids), tuple(row.logprobs))
 
     def _pieces(self, row: Row, hold: int) -> Iterator[Piece]:
@@ -459,6 +463,12 @@ class HFEngine(Trainable):
         if len(text) > row.told or row.finish is not None:
             yield Piece(row.number, text[row.told :], row.finish)
             row.told = max(row.told, len(text))
+
+
+def _without_prompts(steerings: Sequence[Steering | None], why: str) -> None:
+    """Raise `UnsupportedError` where a steering's prompt would have to be left out."""
+    if any(s is not None and s.prompt is not None and s.prompt.strength for s in steerings):
+        raise UnsupportedError(f"this steering has a prompt, which can't be run here: {why}.")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ engine's own loop. What can't be told is refused inside the call; nothing runs h
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -30,17 +31,21 @@ class Follower:
         self._steerings = steerings
         self._hooks: Hooks | None = None
         self._prompts: tuple[Tensor, Tensor] | None = None  # each row's prompt length and template head
+        self._before_ids: Tensor | None = None  # of the last call without a cache
+        self._signature = inspect.signature(model.forward)
         self._stack = ExitStack()
 
     @contextmanager
     def following(self) -> Generator[None]:
-        """The hooks stand inside this block alone."""
-        with self._stack:
+        """The hooks stand inside this block alone; what was or would be compiled (`generate` does at times) runs as it is."""
+        with torch.compiler.set_stance("force_eager"), self._stack:
             self._stack.callback(self._model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
             yield
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = args[0] if args else kwargs.get("input_ids")
+        kwargs = self._signature.bind_partial(*args, **kwargs).arguments
+        kwargs |= kwargs.pop("kwargs", {})
+        ids = kwargs.get("input_ids")
         if not isinstance(ids, Tensor):
             raise UnsupportedError("a steered call needs input_ids: with embeddings alone its positions can't be told.")
         past = _seen(kwargs.get("past_key_values"))
@@ -56,12 +61,27 @@ class Follower:
                 raise UnsupportedError(
                     "steering began in the middle of a cached conversation; start it with an empty cache."
                 )
+            self._not_one_more(ids, kwargs)
             self._begin(ids, mask, position)
+        elif ids.shape[1] > 1:
+            raise UnsupportedError(
+                f"a steered call brings {ids.shape[1]} tokens after the first one: which of them belong to the prompt can't be"
+                " told. Prefill in one call (no prefill_chunk_size), and decode token by token."
+            )
         assert self._hooks is not None and self._prompts is not None
         if len(ids) != len(self._prompts[0]):
             raise UnsupportedError(f"a steered call has {len(ids)} rows after a prompt of {len(self._prompts[0])}.")
         self._hooks.tokens = Tokens(ids, position, self._prompts[0])
         self._hooks.head = self._prompts[1]
+
+    def _not_one_more(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
+        """Without a cache, each step of decoding looks like a new and longer prompt."""
+        before, self._before_ids = self._before_ids, ids
+        if kwargs.get("use_cache") is False and before is not None and torch.equal(ids[:, :-1], before):
+            raise UnsupportedError(
+                "decoding without a cache can't be steered, since what was generated can't be told from the prompt;"
+                " leave use_cache on."
+            )
 
     def _begin(self, ids: Tensor, mask: Tensor, position: Tensor) -> None:
         heads = [self._renderer.head_of(row[here >= 0].tolist()) for row, here in zip(ids, position, strict=True)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..controls import Tokens
+from ..errors import DataError
 from ..steering import Steering
 from .base import Finish, Sampling
 from .hf_hooks import Hooks, Plan
@@ -126,8 +127,8 @@ class Decoder:
 
     def _leave(self, staying: list[int]) -> None:
         """Drop finished rows from the batch, its cache, and the state of its controls."""
+        self._cache.batch_select_indices(torch.tensor(staying))  # on the CPU: layers may lie on several devices
         index = torch.tensor(staying, device=self._device)
-        self._cache.batch_select_indices(index)
         self._attention, self._lengths = self._attention[index], self._lengths[index]
         self._heads, self._last = self._heads[index], self._last[index]
         self._plan.keep(staying)
@@ -137,6 +138,11 @@ class Decoder:
 
     def _draw(self, scores: Float[Tensor, "b v"]) -> None:
         logprobs = torch.log_softmax(scores, dim=-1)
+        if bool(logprobs.isnan().any()):
+            raise DataError(
+                "the model's scores are NaN or infinite: it overflows (float16?), its weights are damaged, or the strength"
+                " is far out of range. Try bfloat16 or float32, or a smaller strength."
+            )
         if self._sampling.temperature == 0:
             chosen = scores.argmax(dim=-1)
         else:

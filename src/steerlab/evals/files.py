@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,9 @@ class FileSuite(Suite):
     model: str
     load: Callable[..., Any]
     template: str = "chat"
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
     layout: str | None = None
     concept: str | None = None
     neutral_file: str | None = None
@@ -48,7 +52,14 @@ class FileSuite(Suite):
     batch_size: int = 32
 
     def engine(self) -> Trainable:
-        return self.load(self.model, template=self.template, batch_size=self.batch_size)
+        return self.load(
+            self.model, revision=self.revision, dtype=self.dtype, device=self.device, template=self.template,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        given = (self.data, self.neutral_file, self.items_file, self.text_file, self.model)
+        return [f for f in given if f is not None and Path(f).exists()]
 
     def tasks(self) -> tuple[Task, ...]:
         name = self.concept or _read(self.data, self.layout, self.concept).concept or Path(self.data).stem

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..engines.base import Trainable
+from ..errors import ConfigError
 from .measure import CostMeter, measure_effects
 from .results import Layer
 from .stats import Estimate, bootstrap
@@ -19,6 +20,10 @@ def run_layers(
 ) -> dict[str, Any]:
     """The first arm at every layer, for one task and seed: effects and costs at unit strength on dev."""
     arm = plan.arms[0]
+    if not arm.method:
+        raise ConfigError(
+            f"the arm {arm.name!r} is a fitted steering, which has its site; give a method to profile layers."
+        )
     costs = CostMeter(suite, engine, "dev", plan.dev, seed)
     found: dict[str, Any] = {"task": task, "seed": seed, "layers": {}}
     for layer in layers:
@@ -61,8 +66,12 @@ def choose_layer(units: Sequence[dict[str, Any]], budget: float) -> tuple[int, d
     for unit in units:
         for layer, directions in unit["layers"].items():
             for cell in directions.values():
-                joint, lost = mean(cell["effects"]["joint"]), mean(cell["costs"]["lost"]) or 0.0
-                scores.setdefault(int(layer), []).append(None if joint is None else joint - max(0.0, lost - budget))
+                joint, lost = mean(cell["effects"]["joint"]), mean(cell["costs"]["lost"])
+                if lost is None and cell["costs"]["lost"]:
+                    joint = None
+                scores.setdefault(int(layer), []).append(
+                    None if joint is None else joint - max(0.0, (lost or 0.0) - budget)
+                )
     told = {layer: bootstrap([[v] for v in ([x] for x in values)]) for layer, values in scores.items()}
     best = max(told, key=lambda layer: float("-inf") if (m := told[layer].mean) is None else m)
     return best, told

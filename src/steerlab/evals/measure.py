@@ -104,7 +104,8 @@ def _judge(
         verdicts.append(values[-1])
     into.effect.append(effect)
     into.degree.append(score.value)
-    into.joint.append(None if None in verdicts else float(all(verdicts)))
+    silent = not text.strip()  # whatever it no longer says, it doesn't follow its instruction
+    into.joint.append(0.0 if silent else None if None in verdicts else float(all(verdicts)))
     words = text.lower().split()
     into.repetition.append(repetition(words) if len(words) > 2 else None)
     into.texts.append(text)
@@ -132,8 +133,9 @@ class CostMeter:
             for before, now in zip(self.base.capability, costs.capability, strict=True):
                 costs.lost.append(None if before is None or now is None else before - now)
             for plain, scores in zip(self._logits, self._engine.logits(self._neutral, steering), strict=True):
-                costs.kl.append(float(kl(plain, scores).mean()))
-            if self._texts:
+                apart = float(kl(plain, scores).mean())
+                costs.kl.append(apart if math.isfinite(apart) else None)
+            if self._texts and steering.prompt is None:  # a text has no conversation to put a prompt into
                 scored = self._engine.text_logprobs(self._texts, steering)
                 costs.perplexity.extend(
                     math.exp(min(-float(lp.mean()) - base, 50.0)) for lp, base in zip(scored, self._nll, strict=True)
@@ -151,7 +153,9 @@ class CostMeter:
             for item, reply in zip(self._items, replies[n * len(self._items) :], strict=False):
                 right = self._correct.present(self._correct(reply.text, item))
                 refusal = None
-                if self._refused is not None:
+                if self._refused is not None and not reply.text.strip():
+                    refusal = False  # silence is wrong, and no refusal
+                elif self._refused is not None:
                     refusal = self._refused.present(self._refused(reply.text, item))
                 costs.capability.append(None if right is None else float(right))
                 costs.refused.append(None if refusal is None else float(refusal))

@@ -50,6 +50,8 @@ MEASURES = (
             "how much of the behaviour there is in a reply; less is better when suppressing"),
     Measure("lost", "Capability lost", "points", 100, 1, False, lambda r: r.lost,
             "percentage points fewer right answers than the unsteered model gives to the same capability items"),
+    Measure("wrong", "Wrong", "%", 100, 1, False, lambda r: r.wrong,
+            "the share of capability items that the model answers, and not rightly"),
     Measure("refused", "Refused", "%", 100, 1, False, lambda r: r.refused,
             "the share of capability items that the model declines to answer"),
     Measure("perplexity", "Perplexity", "ratio", 1, 2, False, lambda r: r.perplexity,

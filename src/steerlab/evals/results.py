@@ -15,7 +15,7 @@ from ..files import write_text
 from .stats import Estimate
 
 Direction = Literal["elicit", "suppress"]
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Row:
     joint: Estimate
     degree: Estimate
     lost: Estimate
+    wrong: Estimate
     refused: Estimate
     perplexity: Estimate
     kl: Estimate

@@ -19,7 +19,9 @@ from typing import Any
 from .. import progress
 from ..engines.base import Trainable
 from ..errors import ConfigError, nearest
-from ..files import write_text
+from ..files import digest, write_text
+from ..methods.base import method
+from ..version import __version__
 from .layers import run_layers
 from .suite import Suite
 from .unit import Plan, run_unit
@@ -60,6 +62,11 @@ class Journal:
         self._folder = folder
         # tasks and seeds name the unit itself, so that a plan that asks for more goes on with what is there
         asked = {**asdict(plan), "tasks": None, "seeds": None, "suite": suite.told(), "layers": list(layers)}
+        asked["settings"] = [
+            asdict(method(a.method, a.settings)) if a.method else None for a in plan.arms
+        ]  # defaults, too
+        asked["files"] = [digest(f) for f in (*suite.files(), *(a.file for a in plan.arms if a.file))]
+        asked["version"] = __version__
         self.key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def path(self, task: str, seed: int) -> Path:

@@ -61,7 +61,7 @@ def bootstrap(clusters: Clusters, *, draws: int = 1000, seed: int = 0, level: fl
     # each fit's prompt resamples at once: [draws] means per fit, then fits within concepts, then concepts
     per_concept = np.stack([_drawn_concept(concept, draws, rng) for concept in arrays])
     pick = rng.integers(len(arrays), size=(draws, len(arrays)))
-    means = per_concept[pick, np.arange(draws)[:, None]].mean(axis=1)
+    means = per_concept[pick, _shuffled(pick.shape, rng)].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(mean, float(low), float(high), n, missing)
 
@@ -69,7 +69,13 @@ def bootstrap(clusters: Clusters, *, draws: int = 1000, seed: int = 0, level: fl
 def _drawn_concept(fits: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> np.ndarray:
     per_fit = np.stack([fit[rng.integers(len(fit), size=(draws, len(fit)))].mean(axis=1) for fit in fits])
     pick = rng.integers(len(fits), size=(draws, len(fits)))
-    return per_fit[pick, np.arange(draws)[:, None]].mean(axis=1)
+    return per_fit[pick, _shuffled(pick.shape, rng)].mean(axis=1)
+
+
+def _shuffled(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Which draw each slot takes: one drawn twice at the level above is not the same resample below."""
+    draws, slots = shape
+    return rng.permuted(np.tile(np.arange(draws)[:, None], slots), axis=0)
 
 
 def paired_difference(a: Clusters, b: Clusters, *, draws: int = 1000, seed: int = 0) -> Estimate:

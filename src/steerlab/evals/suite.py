@@ -6,6 +6,7 @@ A `Suite` is a frozen dataclass of plain values, so that worker processes can re
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -40,6 +41,10 @@ class Suite(ABC):
         """The suite as plain data, for the journal and the report."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"kind": type(self).__name__, **{k: v for k, v in plain.items() if not callable(v)}}
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        """The files and folders that its figures rest on: when one changes, nothing measured before is taken up."""
+        return ()
 
     @abstractmethod
     def tasks(self) -> tuple[Task, ...]:

@@ -121,7 +121,8 @@ def _row(arm: str, group: str, direction: Direction, setting: str, units: Sequen
         arm=arm, group=group, direction=direction, setting="unit" if setting == "unit" else "tuned",
         strength=f"{strengths[0]:g}" if len(strengths) == 1 else f"{strengths[0]:g} to {strengths[-1]:g}",
         effect=told("effects", "effect"), joint=told("effects", "joint"), degree=told("effects", "degree"),
-        lost=told("costs", "lost"), refused=told("costs", "refused"), perplexity=told("costs", "perplexity"),
+        lost=told("costs", "lost"), wrong=told("costs", "wrong"), refused=told("costs", "refused"),
+        perplexity=told("costs", "perplexity"),
         kl=told("costs", "kl"), repetition=told("effects", "repetition"), worst=min(means, default=None),
     )  # fmt: skip
 
@@ -135,6 +136,7 @@ def _plain_row(group: str, direction: Direction, units: Sequence[Sequence[Unit]]
     return Row(
         arm="unsteered", group=group, direction=direction, setting="unit", strength="0",
         effect=told("effect"), joint=told("joint"), degree=told("degree"), lost=nothing,
+        wrong=estimate(units, lambda u: u["base"]["test"]["wrong"]),
         refused=estimate(units, lambda u: u["base"]["test"]["refused"]), perplexity=nothing, kl=nothing,
         repetition=told("repetition"), worst=min(means, default=None),
     )  # fmt: skip

@@ -42,11 +42,6 @@ class ArmPlan:
         if sum(map(bool, (self.method, self.file, self.one_sided_of))) != 1:
             raise ConfigError(f"the arm {self.name!r} needs a method, a file or another arm's name, one of the three.")
 
-    @property
-    def aim(self) -> Aim:
-        """What strength 1 does."""
-        return plugins.load(self.method).aim if self.method else "elicit"
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -130,7 +125,7 @@ def fit_arm(suite: Suite, plan: Plan, arm: ArmPlan, task: str, seed: int, engine
 def signed(plan: Plan, steering: Steering, arm: ArmPlan, direction: Direction) -> list[float]:
     """The strengths at which this arm can act in a direction, weakest first."""
     sign = 1.0 if direction == "elicit" else -1.0
-    if arm.aim == "suppress":
+    if _aim(arm, steering) == "suppress":
         sign = 1.0
         if direction == "elicit":
             return []
@@ -146,12 +141,18 @@ def choose(strengths: Sequence[float], effects: Sequence[Effects], costs: Sequen
     Where none is within the budget, the one that loses least. None where nothing could be judged.
     """
     joint = [mean(e.joint) for e in effects]
-    lost = [mean(c.lost) or 0.0 for c in costs]
+    lost = [0.0 if not c.lost else math.inf if (m := mean(c.lost)) is None else m for c in costs]
     within = [n for n in range(len(strengths)) if lost[n] <= budget + 1e-9 and joint[n] is not None]
     if within:
         return max(within, key=lambda n: (cast("float", joint[n]), -abs(strengths[n])))
     known = [n for n in range(len(strengths)) if joint[n] is not None]
     return min(known, key=lambda n: (lost[n], abs(strengths[n]))) if known else None
+
+
+def _aim(arm: ArmPlan, steering: Steering) -> Aim:
+    """What strength 1 does: the method tells, a saved steering's too."""
+    name = arm.method or str(steering.meta.method.get("name", ""))
+    return plugins.load(name).aim if name in plugins.names("methods") else "elicit"
 
 
 def _run_arm(

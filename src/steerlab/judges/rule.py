@@ -357,21 +357,18 @@ class CorrectJudge(Judge):
     """Whether a reply gives the right answer of an item whose tags say how to check it.
 
     `check` is "number" (the last number of the reply), "letter" (its first stand-alone letter), "truth" (true or false),
-    "exact" (the text, apart from case of the first letter and a final stop), "word" (the words are in it) or "without"
-    (it must not hold them). The right answer stands in `right`, or is the example's answer.
+    "exact" (the text, apart from case of the first letter and a final stop), "word" (the words are in it; without any tag,
+    this) or "without" (it must not hold them). The right answer stands in `right`, or is the example's answer.
     """
 
     threshold: float = 0.5
 
     def __call__(self, reply: str, example: Example) -> Score:
-        """1 for right, 0 for wrong; missing where the example has no check or the reply is empty."""
-        check = example.tags.get("check")
+        """1 for right, 0 for wrong, as silence is; missing where the example has no right answer."""
         right = example.tags.get("right") or example.answer
-        if check is None or right is None:
+        if right is None:
             return Score.missing("the example has no right answer to compare with")
-        if not reply.strip():
-            return Score.missing(_EMPTY)
-        return Score(float(_right(check, right, reply)))
+        return Score(float(bool(reply.strip()) and _right(example.tags.get("check", "word"), right, reply)))
 
 
 def _right(check: str, right: str, reply: str) -> bool:

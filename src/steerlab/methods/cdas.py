@@ -2,7 +2,8 @@
 Distribution Matching and Distributed Interchange Interventions").
 
 Learn q so that swapping the coordinate q·h of a base run for the source's makes the answer's next-token distributions
-match, in Jensen–Shannon divergence, both ways; then steer by clamping the coordinate to factors read from data. The
+match, in Jensen–Shannon divergence, both ways; then steer by clamping the coordinate: to factors read from data, as
+published, or to poles that are trained with q (the default; the clamp then stands in the loss as it is served). The
 published recipe is `CDAS.published()`; the defaults are what this repository's own measurements favour (LOG.md).
 """
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CDAS(Interchange):
-    """Match whole distributions under interchange, and clamp to factors from data."""
+    """Match whole distributions under interchange, and clamp to the poles that this takes."""
 
     paper: ClassVar[str] = "arXiv 2602.05234"
     chooses_by: ClassVar[Literal["loss", "divergence"]] = "divergence"

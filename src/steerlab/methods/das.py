@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DAS(Interchange):
-    """Make the source's answer likely under interchange, and clamp to factors from data."""
+    """Make the source's answer likely under interchange, and clamp to the poles that this takes."""
 
     paper: ClassVar[str] = "arXiv 2303.02536"
 

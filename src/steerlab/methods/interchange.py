@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -184,14 +185,19 @@ class Interchange(Method):
         neutral = self._neutral(contrast)
         if self.held_out == 0 or len(contrast.pairs) < 5:
             return Share([both_ways(p, n) for p, n in contrast.pairs], [], neutral)
-        families = {n.family or p.family for p, n in contrast.pairs}
-        whole = replace(contrast, neutral=())
-        if len(families) < 4:  # too few wordings to keep one back: hold rows out
-            bare = [tuple(replace(e, family=None) for e in side) for side in (contrast.positive, contrast.negative)]
-            whole = replace(whole, positive=bare[0], negative=bare[1])
-        train, rest = whole.split(1 - self.held_out, self.held_out, seed=self.seed)
+        train, rest = self._parts(replace(contrast, neutral=()))
         held_out = [s for p, n in rest.pairs for s in both_ways(p, n)]
         return Share([both_ways(p, n) for p, n in train.pairs], held_out, neutral)
+
+    def _parts(self, contrast: Contrast) -> tuple[Contrast, ...]:
+        """What is trained on and what is held out: whole families, or rows where that leaves a part without any."""
+        shares = (1 - (held_out := max(self.held_out, 1 / len(contrast.pairs))), held_out)
+        if len({n.family or p.family for p, n in contrast.pairs}) >= 4:
+            with suppress(DataError):
+                return contrast.split(*shares, seed=self.seed)
+        sides = (contrast.positive, contrast.negative)
+        positive, negative = (tuple(replace(e, family=None) for e in side) for side in sides)
+        return replace(contrast, positive=positive, negative=negative).split(*shares, seed=self.seed)
 
     def _neutral(self, contrast: Contrast) -> list[list[Swap]]:
         """Neutral prompts as swaps with themselves."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KLDAS(Interchange):
-    """Match distributions one way under interchange, and clamp to factors from data."""
+    """Match distributions one way under interchange, and clamp to the poles that this takes."""
 
     paper: ClassVar[str] = "arXiv 2602.05234"
     direction: Literal["forward", "reverse"] = "forward"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PDAS(Interchange):
-    """Prefer the source's answer to the base's own under interchange, and clamp to factors from data."""
+    """Prefer the source's answer to the base's own under interchange, and clamp to the poles that this takes."""
 
     paper: ClassVar[str] = "arXiv 2602.05234"
     early: float = 0.0

@@ -93,7 +93,8 @@ class Runs:
         batch = self._batch(bases, answers)
         mask = batch.mask(self.positions)
         if at.poles is None:
-            wanted = self._targets(mask, sources) @ at.q.T
+            targets = self._targets(mask, sources)
+            wanted = targets @ at.q.to(targets.device).T
         else:
             wanted = at.poles[[0 if s.wants_positive else 1 for s in swaps]][:, None]
 

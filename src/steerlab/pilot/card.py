@@ -25,6 +25,7 @@ from rich.table import Table
 
 from .. import progress
 from ..contrast import Example
+from ..evals.stats import wilson
 from ..files import write_text
 from ..judges.base import Judge
 from . import (
@@ -60,22 +61,14 @@ class Figure:
     met: bool | None = None
 
 
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share, by Wilson's score."""
-    if n == 0:
-        return 0.0, 1.0
-    p = hits / n
-    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
-
-
 def _share(group: str, name: str, verdicts: Iterable[bool | None], goal: str = "") -> Figure:
-    """The share of True; what could not be judged counts as False (a reply that is not there does nothing)."""
-    rows = list(verdicts)
-    hits = sum(v is True for v in rows)
-    low, high = wilson(hits, len(rows))
-    value = hits / len(rows)
-    return Figure(group, name, value, low, high, len(rows), goal, _met(value, goal))
+    """The share of True among what could be judged."""
+    rows = [v for v in verdicts if v is not None]
+    hits = sum(rows)
+    share = wilson(hits, len(rows))
+    if share.mean is None or share.low is None or share.high is None:  # nothing known
+        return Figure(group, name, 0.0, 0.0, 1.0, 0, goal, False if goal else None)
+    return Figure(group, name, share.mean, share.low, share.high, share.n, goal, _met(share.mean, goal))
 
 
 def _met(value: float, goal: str) -> bool | None:
@@ -324,6 +317,8 @@ def write(card: dict[str, Any], where: Path) -> None:
         variant=chosen.name, refused=chosen.refused, trigger=chosen.trigger, millions=card["parameters"] / 1e6
     )
     lines = [f"# {chosen.name}", "", about, "", _title(card) + ".", ""]
+    if note := card["training"].get("note"):
+        lines += [note, ""]
     lines += ["| | figure | value | 95 % interval | n | wanted |", "|---|---|---:|---:|---:|---:|"]
     for row in card["figures"]:
         f = Figure(**row)

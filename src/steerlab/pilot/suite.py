@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import pilot
@@ -36,6 +38,9 @@ class PilotSuite(Suite):
         return HFEngine.load(
             str(pilot.folder(self.variant)), dtype="float32", batch_size=self.batch_size, label=self.variant
         )
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        return [Path(str(pilot.folder(self.variant))) / "model.safetensors"]
 
     def tasks(self) -> tuple[Task, ...]:
         concepts = (Task(c.name, c.genre, "concepts") for c in pilot.concepts(self.variant))

@@ -20,15 +20,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _pairs(names: list[str], *, full: bool) -> list[tuple[str, str]]:
+    """Methods with architectures: three of them each and every one in turn, or the whole product."""
+    from steerlab.testing.tiny import ARCHITECTURES
+
+    every = list(ARCHITECTURES)
+    if full:
+        return [(name, architecture) for name in names for architecture in every]
+    return [(name, every[(3 * n + k) % len(every)]) for n, name in enumerate(names) for k in range(3)]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `method_name`, `edit_kind` or `control_kind` runs once for each that is installed."""
+    """A test that asks for `method_name` or `edit_kind` runs once for each that is installed."""
     if "method_name" in metafunc.fixturenames:
         from steerlab import plugins
 
         chosen = str(metafunc.config.getoption("--steerlab-methods"))
         names = [n.strip() for n in chosen.split(",") if n.strip()] or list(plugins.names("methods"))
-        metafunc.parametrize("method_name", names)
+        if "architecture" in metafunc.fixturenames:
+            metafunc.parametrize(
+                ("method_name", "architecture"), _pairs(names, full=bool(metafunc.config.getoption("--full")))
+            )
+        else:
+            metafunc.parametrize("method_name", names)
     if "edit_kind" in metafunc.fixturenames:
-        from steerlab import edits
+        from steerlab import edits, plugins
 
+        plugins.bring()
         metafunc.parametrize("edit_kind", list(edits.kinds()))

@@ -49,7 +49,7 @@ def pytest_generate_tests(metafunc):
     full = metafunc.config.getoption("--full")
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", cases(full), ids="-".join)
-    if "architecture" in metafunc.fixturenames:
+    if "architecture" in metafunc.fixturenames and "method_name" not in metafunc.fixturenames:
         metafunc.parametrize("architecture", list(tiny.ARCHITECTURES))
 
 

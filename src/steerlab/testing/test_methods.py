@@ -116,6 +116,25 @@ def test_saved_and_loaded_it_gives_identical_logits(method_name, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_on_any_architecture_it_is_fitted_saved_and_moves_both_ways(method_name, architecture, tmp_path):
+    from steerlab.testing import tiny
+
+    engine = tiny.engine(architecture)
+    sites = {"site": "1"} if at_site(method_name) else {}
+    steering = method(method_name, sites).fit(engine, planted.contrast(6))
+    steering.save(tmp_path / "steering.safetensors")
+    assert Steering.load(tmp_path / "steering.safetensors").digest == steering.digest
+    examples = [e for side in planted.pairs(torch.Generator().manual_seed(5), 2) for e in side]
+    plain = torch.cat(list(engine.logits(examples)))
+    low, _ = steering.domain
+    for strength in (1.0, -1.0) if low <= -1 else (1.0,):
+        moved = torch.cat(list(engine.logits(examples, steering.scaled(strength))))
+        assert bool(torch.isfinite(moved).all())
+        same_length = moved.shape == plain.shape
+        assert not same_length or not torch.equal(moved, plain)
+    assert torch.equal(torch.cat(list(engine.logits(examples, steering.scaled(0.0)))), plain)
+
+
 def test_it_knows_its_model_method_and_data(method_name):
     steering, contrast = fitted(method_name), planted.contrast()
     meta = steering.meta
