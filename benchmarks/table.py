@@ -1,8 +1,8 @@
 """The comparison table: every method of this repository on refusal, backdoor and every third concept. `make table` (long).
 
-Unit strength and tuned, the same pairs, dev prompts and strengths for every method, each at its default site, with
-intervals and every cost; ends with a check that the judges aren't fooled: keyword lists, shuffled positives and echoed
-prompts against real positives.
+Unit strength and tuned, the same pairs, dev prompts and strengths for every method, each at the block that dev favours for
+it, with intervals and every cost; ends with a check that the judges aren't fooled: keyword lists, shuffled positives and
+echoed prompts against real positives.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ from __future__ import annotations
 import argparse
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
-from bench_pilot import BOTH, PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS
+from bench_pilot import BOTH, LAYER_SEED, PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS
 
-from steerlab import pilot
+from steerlab import pilot, plugins, progress
 from steerlab.cli.evaluate import measured, printed
 from steerlab.config import to_dict
+from steerlab.evals.layers import choose_layer
 from steerlab.evals.measure import Amounts
+from steerlab.evals.run import run
 from steerlab.evals.unit import ArmPlan, Plan
 from steerlab.judges.rule import words_of
 from steerlab.methods.cdas import CDAS
 from steerlab.pilot.suite import PilotSuite
 
 STRENGTHS = (0.25, 0.5, 1.0, 1.25, 1.5)
+BLOCKS = (2, 4, 5, 6)
+LEADER = "cdas rank 4"  # its block is that of all arms that learn a subspace as it does
+LED = ("cdas rank 1", "cdas rank 16", "das", "kl_das", "pdas")
 ARMS = (
     ArmPlan("cdas rank 1", "cdas", {"rank": 1}), ArmPlan("cdas rank 4", "cdas", {"rank": 4}), ArmPlan("cdas rank 16", "cdas", {"rank": 16}),
     ArmPlan("cdas push", one_sided_of="cdas rank 4"),
@@ -33,6 +39,27 @@ ARMS = (
     ArmPlan("pca", "pca"), ArmPlan("probe", "probe"), ArmPlan("ablation", "ablation"),
     ArmPlan("random", "random"), ArmPlan("random clamp", "random", {"form": "clamp"}), ArmPlan("prompt", "prompt"),
 )  # fmt: skip
+
+
+def placed(variant: str, folder: Path, workers: int) -> tuple[ArmPlan, ...]:
+    """The arms, each with the block where its best strength does best on dev."""
+    names = [c.name for c in pilot.concepts(variant)]
+    tasks = ("refusal", names[0], names[len(names) // 2])
+    suite, blocks = PilotSuite(variant, pairs=PAIRS_OF_CONCEPTS), dict[str, str]()
+    for arm in ARMS:
+        if not arm.method or arm.name in LED or "site" not in plugins.load(arm.method).__dataclass_fields__:
+            continue
+        plan = Plan(
+            arms=(arm,), tasks=tasks, seeds=(LAYER_SEED,), strengths=STRENGTHS, layer_strengths=STRENGTHS,
+            dev=Amounts(10, 30, 1, 0, 64),
+        )  # fmt: skip
+        best, scores = choose_layer(run(suite, plan, folder, workers=workers, layers=BLOCKS), plan.budget)
+        blocks[arm.name] = str(best)
+        print(f"{arm.name}: block {best} on dev (" + ", ".join(f"{n}: {e.mean:.2f}" for n, e in scores.items()) + ")")
+    blocks |= dict.fromkeys(LED, blocks[LEADER])
+    return tuple(
+        replace(arm, settings={**arm.settings, "site": blocks[arm.name]}) if arm.name in blocks else arm for arm in ARMS
+    )
 
 
 def fooled(variant: str = "pilot", n: int = 40) -> None:
@@ -72,17 +99,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--every", type=int, default=3, metavar="N", help="every N-th concept")
-    parser.add_argument("--site", help="block of every arm")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--variant", default="pilot")
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
     parser.add_argument("--judges", action="store_true", help="the judges' check alone")
     given = parser.parse_args()
     if not given.judges:
+        with progress.shown():
+            arms = placed(given.variant, given.out / given.variant, given.workers)
         concepts = tuple(c.name for c in pilot.concepts(given.variant))[:: given.every]
         for part, tasks, pairs in (("both", BOTH, PAIRS_OF_BOTH), ("concepts", concepts, PAIRS_OF_CONCEPTS)):
             plan = Plan(
-                arms=ARMS, tasks=tasks, seeds=tuple(range(given.seeds)), site=given.site, strengths=STRENGTHS,
+                arms=arms, tasks=tasks, seeds=tuple(range(given.seeds)), strengths=STRENGTHS,
                 curves=False, dev=Amounts(10, 40, 2, 0, 64), test=Amounts(16, 60, 8, 8, 64), samples=1,
             )  # fmt: skip
             suite = PilotSuite(given.variant, pairs=pairs)

@@ -337,6 +337,25 @@ def test_a_layer_is_chosen_on_dev(tmp_path):
     assert {(r.layer, r.direction) for r in rows} == {(0, "elicit"), (0, "suppress"), (1, "elicit"), (1, "suppress")}
 
 
+def test_a_layer_is_chosen_at_its_best_strength():
+    def unit(layer_cells):
+        return {"task": "t", "seed": 0, "layers": {str(n): {"elicit": cells} for n, cells in layer_cells.items()}}
+
+    def cell(strength, joint, lost):
+        return {"strength": strength, "effects": {"joint": [joint]}, "costs": {"lost": lost}}
+
+    found = unit({0: [cell(0.5, 0.7, [0.0]), cell(1.0, 0.2, [0.0])], 1: [cell(0.5, 0.1, [0.0]), cell(1.0, 0.5, [0.0])],
+                  2: [cell(1.0, 1.0, [0.9])], 3: [cell(1.0, 1.0, [None])]})  # fmt: skip
+    best, scores = choose_layer([found], 0.1)
+    assert best == 0
+    assert {n: None if e.mean is None else round(e.mean, 3) for n, e in scores.items()} == {
+        0: 0.7,
+        1: 0.5,
+        2: 0.2,
+        3: None,
+    }
+
+
 def test_impossible_plans_are_refused():
     with pytest.raises(ConfigError, match="same name"):
         plan(arms=(ArmPlan("a", "cdas"), ArmPlan("a", "das")))

@@ -1,4 +1,4 @@
-"""The layer profile: one arm fitted at every layer and measured at unit strength on dev, from which a layer is chosen."""
+"""The layer profile: one arm fitted at every layer and measured on dev, from which a layer is chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .unit import DIRECTIONS, ArmPlan, Plan, fit_arm, mean, signed
 def run_layers(
     suite: Suite, plan: Plan, layers: Sequence[int], task: str, seed: int, engine: Trainable
 ) -> dict[str, Any]:
-    """The first arm at every layer, for one task and seed: effects and costs at unit strength on dev."""
+    """The first arm at every layer, for one task and seed: effects and costs on dev at `layer_strengths`."""
     arm = plan.arms[0]
     if not arm.method:
         raise ConfigError(
@@ -30,14 +30,15 @@ def run_layers(
         steering = fit_arm(suite, replace(plan, site=str(layer)), _at(arm, layer), task, seed, engine)
         here: dict[str, Any] = {}
         for direction in DIRECTIONS:
-            unit = [s for s in signed(plan, steering, arm, direction) if abs(s) == 1]
-            if not unit:
+            strengths = signed(replace(plan, strengths=plan.layer_strengths), steering, arm, direction)
+            if not strengths:
                 continue
-            scaled = [steering.scaled(unit[0])]
-            effects = measure_effects(suite, engine, task, direction, "dev", scaled, plan.dev, seed)[0]
-            told = asdict(effects)
-            told["texts"] = told["prompts"] = []
-            here[direction] = {"effects": told, "costs": asdict(costs.measure(scaled)[0])}
+            scaled = [steering.scaled(s) for s in strengths]
+            effects = measure_effects(suite, engine, task, direction, "dev", scaled, plan.dev, seed)
+            here[direction] = [
+                {"strength": s, "effects": {**asdict(e), "texts": [], "prompts": []}, "costs": asdict(c)}
+                for s, e, c in zip(strengths, effects, costs.measure(scaled), strict=True)
+            ]
         found["layers"][str(layer)] = here
     return found
 
@@ -49,7 +50,7 @@ def profile(plan: Plan, units: Sequence[dict[str, Any]]) -> list[Layer]:
         mine = [u for u in units if u["task"] == task]
         for layer in mine[0]["layers"] if mine else ():
             for direction in DIRECTIONS:
-                cells = [c for u in mine if (c := u["layers"][layer].get(direction)) is not None]
+                cells = [c for u in mine for c in u["layers"][layer].get(direction, ()) if abs(c["strength"]) == 1]
                 if cells:
                     effect = bootstrap([[c["effects"]["effect"] for c in cells]])
                     lost = bootstrap([[c["costs"]["lost"] for c in cells]])
@@ -60,21 +61,24 @@ def profile(plan: Plan, units: Sequence[dict[str, Any]]) -> list[Layer]:
 def choose_layer(units: Sequence[dict[str, Any]], budget: float) -> tuple[int, dict[int, Estimate]]:
     """The layer with the best mean joint success over tasks and directions, what it loses beyond the budget taken off.
 
-    Returns it with the score of every layer. Every task and direction weighs the same.
+    Returns it with the score of every layer. Every task and direction weighs the same, at its best strength.
     """
     scores: dict[int, list[float | None]] = {}
     for unit in units:
         for layer, directions in unit["layers"].items():
-            for cell in directions.values():
-                joint, lost = mean(cell["effects"]["joint"]), mean(cell["costs"]["lost"])
-                if lost is None and cell["costs"]["lost"]:
-                    joint = None
-                scores.setdefault(int(layer), []).append(
-                    None if joint is None else joint - max(0.0, (lost or 0.0) - budget)
-                )
+            for cells in directions.values():
+                known = [score for cell in cells if (score := _score(cell, budget)) is not None]
+                scores.setdefault(int(layer), []).append(max(known, default=None))
     told = {layer: bootstrap([[v] for v in ([x] for x in values)]) for layer, values in scores.items()}
     best = max(told, key=lambda layer: float("-inf") if (m := told[layer].mean) is None else m)
     return best, told
+
+
+def _score(cell: dict[str, Any], budget: float) -> float | None:
+    joint, lost = mean(cell["effects"]["joint"]), mean(cell["costs"]["lost"])
+    if joint is None or (lost is None and cell["costs"]["lost"]):
+        return None  # what could not be judged
+    return joint - max(0.0, (lost or 0.0) - budget)
 
 
 def _at(arm: ArmPlan, layer: int) -> ArmPlan:

@@ -48,7 +48,8 @@ class Plan:
     """What is evaluated, and how.
 
     `strengths` are tried both ways on dev; the one with the best joint success among those that lose at most `budget`
-    of the capability items is reported on test beside unit strength. `curves` measures every strength on test, too.
+    of the capability items is reported on test beside unit strength. `curves` measures every strength on test, too. A layer
+    profile measures unit strength and `layer_strengths`.
     `site` is the one site of every arm that has one and doesn't name its own.
     """
 
@@ -56,6 +57,7 @@ class Plan:
     tasks: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    layer_strengths: tuple[float, ...] = (1.0,)
     site: str | None = None
     budget: float = 0.10
     curves: bool = True
