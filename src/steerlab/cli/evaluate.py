@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from ..evals.unit import ArmPlan, Plan
 
 ALWAYS = ("random", "prompt")  # beside every method, as is the unsteered model
+DONE = {"elicit": "elicited", "suppress": "suppressed"}
+COLUMNS = ("strength", "effect", "joint", "lost", "wrong", "refused", "KL", "ppl", "repeats", "n")
+NARROW = ("strength", "effect", "joint", "lost", "KL", "n")  # where a terminal has less than WIDE columns
+WIDE = 110
 BAD = "it is written NAME=METHOD,key=value,... (cdas4=cdas,rank=4), or just METHOD"
 
 
@@ -152,43 +156,41 @@ def parse_arm(text: str) -> ArmPlan:
 
 
 def printed(results: Results) -> None:
-    """The table, for a terminal."""
+    """The tables, for a terminal: one for each group of tasks and direction."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    groups = list(dict.fromkeys(row.group for row in results.table))
-    for group in groups:
-        table = Table(title=f"{group}: share of replies [95 % interval]", title_justify="left", header_style="bold")
-        for name in (
-            "arm",
-            "direction",
-            "strength",
-            "effect",
-            "joint success",
-            "capability lost",
-            "wrong",
-            "refused",
-            "KL",
-            "perplexity ×",
-            "repeats",
-            "n",
-        ):
-            table.add_column(name, justify="left" if name in ("arm", "direction") else "right")
+    out = console()
+    names = COLUMNS if out.width >= WIDE else NARROW
+    for group, direction in dict.fromkeys((row.group, row.direction) for row in results.table):
+        table = Table(
+            title=f"{group}, {DONE[direction]}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1),
+            header_style="", pad_edge=False,
+        )  # fmt: skip
+        table.add_column("arm", min_width=8)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
         for row in results.table:
-            if row.group == group:
-                table.add_row(*_cells(row))
-        console().print(table)
+            if (row.group, row.direction) == (group, direction):
+                cells = _cells(row)
+                table.add_row(row.arm, *(cells[name] for name in names))
+        out.print(table)
+    out.print(
+        "in percent, with 95 % intervals; lost: points of capability; KL in nats; n: replies judged (+ not judged)"
+        + ("; ppl: perplexity of held-out text, a ratio" if names is COLUMNS else "; more in the report")
+    )
 
 
-def _cells(row: Row) -> list[str]:
-    setting = "" if row.arm == "unsteered" else f" ({row.setting})"
-    missing = f" +{row.effect.missing} unjudged" if row.effect.missing else ""
-    return [
-        row.arm, row.direction, row.strength + setting, _share(row.effect), _share(row.joint), _share(row.lost),
-        _percent(row.wrong), _percent(row.refused),
+def _cells(row: Row) -> dict[str, str]:
+    missing = f" +{row.effect.missing}" if row.effect.missing else ""
+    told = [
+        f"{row.strength} tuned" if row.setting == "tuned" else row.strength,
+        _share(row.effect), _share(row.joint), _share(row.lost), _percent(row.wrong), _percent(row.refused),
         "–" if row.kl.mean is None else f"{row.kl.mean:.3f}",
         "–" if row.perplexity.mean is None else f"{row.perplexity.mean:.2f}", _percent(row.repetition),
         f"{row.effect.n}{missing}",
     ]  # fmt: skip
+    return dict(zip(COLUMNS, told, strict=True))
 
 
 def _percent(estimate: Any) -> str:
@@ -198,7 +200,8 @@ def _percent(estimate: Any) -> str:
 def _share(estimate: Any) -> str:
     if estimate.mean is None:
         return "–"
-    return f"{100 * estimate.mean:.0f} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    mean, low, high = (f"{round(100 * v) + 0}" for v in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _flat(row: Row) -> dict[str, Any]:
