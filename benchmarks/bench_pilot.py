@@ -70,10 +70,13 @@ def layer_of(variant: str, folder: Path, workers: int) -> int:
         (BOTH, PAIRS_OF_BOTH, OF_BOTH),
         (tuple(concepts[:: len(concepts) // 4][:4]), PAIRS_OF_CONCEPTS, OF_CONCEPTS),
     ):
-        plan = replace(plan_for(tasks, (LAYER_SEED,), None), arms=(ArmPlan("cdas", "cdas", settings),))
+        plan = replace(
+            plan_for(tasks, (LAYER_SEED,), None), arms=(ArmPlan("cdas", "cdas", settings),),
+            dev=Amounts(prompts=24, items=30, neutral=1, texts=0, tokens=64),
+        )  # fmt: skip
         suite = PilotSuite(variant, pairs=pairs)
         units += run(suite, plan, folder, workers=workers, layers=range(suite.engine().depth))
-    best, scores = choose_layer(units, BUDGET)
+    best, scores = choose_layer(units, BUDGET, uncounted=[(task, "elicit") for task in BOTH])
     for layer, score in sorted(scores.items()):
         print(
             f"layer {layer}: joint success at unit strength on dev, less what it loses beyond the budget: {score}{'   <- chosen' if layer == best else ''}"

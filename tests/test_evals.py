@@ -348,6 +348,7 @@ def test_a_layer_is_chosen_at_its_best_strength():
                   2: [cell(1.0, 1.0, [0.9])], 3: [cell(1.0, 1.0, [None])]})  # fmt: skip
     best, scores = choose_layer([found], 0.1)
     assert best == 0
+    assert choose_layer([found], 0.1, uncounted=[("t", "elicit")])[0] == 2
     assert {n: None if e.mean is None else round(e.mean, 3) for n, e in scores.items()} == {
         0: 0.7,
         1: 0.5,

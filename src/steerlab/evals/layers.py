@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from ..engines.base import Trainable
 from ..errors import ConfigError
 from .measure import CostMeter, measure_effects
-from .results import Layer
+from .results import Direction, Layer
 from .stats import Estimate, bootstrap
 from .suite import Suite
 from .unit import DIRECTIONS, ArmPlan, Plan, fit_arm, mean, signed
@@ -58,16 +59,20 @@ def profile(plan: Plan, units: Sequence[dict[str, Any]]) -> list[Layer]:
     return rows
 
 
-def choose_layer(units: Sequence[dict[str, Any]], budget: float) -> tuple[int, dict[int, Estimate]]:
+def choose_layer(
+    units: Sequence[dict[str, Any]], budget: float, uncounted: Collection[tuple[str, Direction]] = ()
+) -> tuple[int, dict[int, Estimate]]:
     """The layer with the best mean joint success over tasks and directions, what it loses beyond the budget taken off.
 
-    Returns it with the score of every layer. Every task and direction weighs the same, at its best strength.
+    Returns it with the score of every layer. Every task and direction weighs the same, at its best strength. What is lost
+    isn't counted for those in `uncounted`: a refusal that is brought out is one to capability items, too.
     """
     scores: dict[int, list[float | None]] = {}
     for unit in units:
         for layer, directions in unit["layers"].items():
-            for cells in directions.values():
-                known = [score for cell in cells if (score := _score(cell, budget)) is not None]
+            for direction, cells in directions.items():
+                most = math.inf if (unit["task"], direction) in uncounted else budget
+                known = [score for cell in cells if (score := _score(cell, most)) is not None]
                 scores.setdefault(int(layer), []).append(max(known, default=None))
     told = {layer: bootstrap([[v] for v in ([x] for x in values)]) for layer, values in scores.items()}
     best = max(told, key=lambda layer: float("-inf") if (m := told[layer].mean) is None else m)

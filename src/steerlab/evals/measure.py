@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from ..contrast import Example
-from ..engines.base import Sampling, Trainable
+from ..engines.base import Reply, Sampling, Trainable
 from ..judges.base import Judge
 from ..judges.fluency import repetition
 from ..methods.objectives import kl
@@ -71,8 +72,7 @@ def measure_effects(
 ) -> list[Effects]:
     """The effects of each steering (None: the model as it is) on the same prompts, greedily decoded."""
     prompts = list(suite.prompts(task, direction, split, amounts.prompts, seed))
-    rows = [(steering, prompt) for steering in steerings for prompt in prompts]
-    replies = engine.generate([p for _, p in rows], [s for s, _ in rows], Sampling(amounts.tokens))
+    replies = _replies(engine, prompts, steerings, amounts.tokens)
     judge, follows, fluent = suite.judge(task), suite.follows(task, direction), suite.fluent()
     found: list[Effects] = []
     for n in range(len(steerings)):
@@ -81,6 +81,26 @@ def measure_effects(
             _judge(here, reply.text, prompt, judge, follows, fluent, direction)
         found.append(here)
     return found
+
+
+def _replies(
+    engine: Trainable, prompts: Sequence[Example], steerings: Sequence[Steering | None], tokens: int
+) -> list[Reply]:
+    """Greedy replies to all prompts under the first steering, then the next; what the model says as it is, is said once.
+
+    Kept by the whole list of prompts: they run in the same batches wherever they are asked for, so nothing depends on
+    what was asked before.
+    """
+    rows = [(steering, prompt) for steering in steerings for prompt in prompts]
+    if any(steering is not None for steering in steerings):
+        return engine.generate([p for _, p in rows], [s for s, _ in rows], Sampling(tokens))
+    kept, key = _said.setdefault(engine, {}), (tuple(p for _, p in rows), tokens)
+    if key not in kept:
+        kept[key] = engine.generate(key[0], None, Sampling(tokens))
+    return kept[key]
+
+
+_said: WeakKeyDictionary[Trainable, dict[tuple[tuple[Example, ...], int], list[Reply]]] = WeakKeyDictionary()
 
 
 def _judge(
@@ -145,8 +165,7 @@ class CostMeter:
     def _capability(self, steerings: Sequence[Steering | None]) -> list[Costs]:
         if not self._items or self._correct is None:
             return [Costs() for _ in steerings]
-        rows = [(steering, item) for steering in steerings for item in self._items]
-        replies = self._engine.generate([i for _, i in rows], [s for s, _ in rows], Sampling(self._tokens))
+        replies = _replies(self._engine, self._items, steerings, self._tokens)
         found: list[Costs] = []
         for n in range(len(steerings)):
             costs = Costs()
