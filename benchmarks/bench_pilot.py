@@ -188,9 +188,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-pilot"))
     parser.add_argument("--layer", type=int, help="skip choosing the layer")
     parser.add_argument("--only-pilot", action="store_true")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with an interrupted run; the time told is then not the whole"
+    )
     given = parser.parse_args()
-    run_id = uuid.uuid4().hex[:8]
-    folder = given.out / run_id  # a fresh folder: nothing is read from an earlier run
+    run_id = given.resume or uuid.uuid4().hex[:8]
+    folder = (
+        given.out / run_id
+    )  # a fresh one, but for what this run had finished, by the same code, when it was interrupted
+    if given.resume and not folder.is_dir():
+        parser.error(f"there is no run {given.resume} in {given.out}")
+    print(f"run {run_id}", flush=True)
     with Meter() as meter, progress.shown():
         layer = given.layer if given.layer is not None else layer_of("pilot", folder, given.workers)
         units = measured("pilot", layer, folder, given.seeds, given.workers)
@@ -204,7 +212,7 @@ def main() -> None:
             bars |= {f"second_{name}": value for name, value in theirs.bars.items()}
             bars["second_within_10_points"] = (-gaps[worst], -0.10)
     print(
-        f"\nblock {layer} for all rows, {given.seeds} fits of each task ({given.second_seeds} on the second organism); {meter.told()}"
+        f"\nblock {layer} for all rows, {given.seeds} fits of each task ({given.second_seeds} on the second organism); {meter.told()}{' since it was resumed' if given.resume else ''}"
     )
     for name, (value, goal) in bars.items():
         print(f"bar {name} {value:.3f} {goal:.3f} {run_id}{'' if value >= goal else '   (short)'}")

@@ -282,7 +282,7 @@ def test_a_unit_is_measured_anew_when_what_it_rests_on_has_changed(tmp_path, mon
         keys.append(Journal(tmp_path, suite, asked).key)
     monkeypatch.setattr("steerlab.evals.run.method", lambda *_: sl.method("das", {"rank": 2}))
     keys.append(Journal(tmp_path, suite, asked).key)  # as if a default had changed
-    monkeypatch.setattr("steerlab.evals.run.__version__", "9")
+    monkeypatch.setattr("steerlab.evals.run.code_digest", lambda: "of another version")
     keys.append(Journal(tmp_path, suite, asked).key)
     assert keys[0] == keys[1] != keys[2] == keys[3]
     assert len(set(keys)) == 4

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from .errors import ArtefactError
@@ -60,6 +61,15 @@ def digest(path: str | os.PathLike[str]) -> str:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as problem:
             raise ArtefactError(f"{path} can't be read: {problem.strerror or problem}.") from problem
+    return h.hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over this package's Python files: figures of other code are other figures."""
+    package, h = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        h.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
     return h.hexdigest()
 
 

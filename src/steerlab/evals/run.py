@@ -19,9 +19,8 @@ from typing import Any
 from .. import progress
 from ..engines.base import Trainable
 from ..errors import ConfigError, nearest
-from ..files import digest, write_text
+from ..files import code_digest, digest, write_text
 from ..methods.base import method
-from ..version import __version__
 from .layers import run_layers
 from .suite import Suite
 from .unit import Plan, run_unit
@@ -66,7 +65,7 @@ class Journal:
             asdict(method(a.method, a.settings)) if a.method else None for a in plan.arms
         ]  # defaults, too
         asked["files"] = [digest(f) for f in (*suite.files(), *(a.file for a in plan.arms if a.file))]
-        asked["version"] = __version__
+        asked["code"] = code_digest()
         self.key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def path(self, task: str, seed: int) -> Path:
