@@ -561,6 +561,7 @@ def test_ctrl_c_in_training_leaves_nothing_half_written(tmp_path):
     running = subprocess.Popen(
         [sys.executable, "-m", "steerlab", *words],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     time.sleep(12)
     assert running.poll() is None, running.stderr.read()
