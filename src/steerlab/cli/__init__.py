@@ -5,6 +5,7 @@ Nothing heavy is imported until a verb runs, so that `steerlab --help` answers a
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -57,6 +58,8 @@ def build(words: Sequence[str]) -> typer.Typer:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The entry point: 0 is well, 1 something was found amiss, 2 a mistake in what was given, 130 interrupted."""
+    # before torch is loaded: threads that spin while they wait slow everything down on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if words is None else list(words)
     try:
         build(words)(list(words))
