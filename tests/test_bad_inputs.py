@@ -679,7 +679,7 @@ def test_a_name_that_utf8_cannot_hold_is_saved(tmp_path):
         (("prompt",), {"positive": 3}),
         (("prompt",), {"positive": "a", "strength": "x"}),
         (("meta", "fingerprint"), "abc"),
-        (("interventions", 0, "edit", "edit"), "nested"),
+        (("interventions", 0, "edit"), "nested"),
     ],
 )
 def test_a_header_of_impossible_values(tmp_path, steering, entry, value):
@@ -690,7 +690,7 @@ def test_a_header_of_impossible_values(tmp_path, steering, entry, value):
         at = at[key]
     if value == "nested":
         for _ in range(900):
-            at["edit"] = {"kind": "OneSided", "edit": dict(at["edit"]) if "edit" in at else {"kind": "Shift"}}
+            at["edit"] = {"kind": "OneSided", "inner": at["edit"]}
     else:
         at[entry[-1]] = value
     artefact.write(tmp_path / "x.safetensors", document, tensors)
