@@ -34,12 +34,13 @@ OF_BOTH: dict[str, int] = {"rank": 16}
 OF_CONCEPTS: dict[str, int] = {"answer_tokens": 48}
 BOTH = ("refusal", "backdoor")
 DIRECTIONS = ("suppress", "elicit")
+SUBSPACE = "random subspace"  # as many random directions as the fit has
 PUSH = ArmPlan("push", one_sided_of="cdas", strengths=(1.0,))
 
 
-def random_of(rank: int) -> ArmPlan:
+def random_of(rank: int, name: str = "random") -> ArmPlan:
     """A clamp of as many random directions to the class means along them."""
-    return ArmPlan("random", "random", {"form": "clamp", "rank": rank}, strengths=(1.0,))
+    return ArmPlan(name, "random", {"form": "clamp", "rank": rank}, strengths=(1.0,))
 
 
 class Figures(NamedTuple):
@@ -53,7 +54,7 @@ def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -
     """Refusal and backdoor: unit strength alone, many capability items. Concepts: tuned on dev."""
     at_unit = set(tasks) <= set(BOTH)
     return Plan(
-        arms=(ArmPlan("cdas", "cdas", OF_BOTH, strengths=(1.0,)), PUSH, random_of(OF_BOTH["rank"]))
+        arms=(ArmPlan("cdas", "cdas", OF_BOTH, strengths=(1.0,)), PUSH, random_of(1), random_of(OF_BOTH["rank"], SUBSPACE))
         if at_unit
         else (ArmPlan("cdas", "cdas", OF_CONCEPTS), random_of(CDAS.rank)),
         tasks=tasks, seeds=seeds, site=site, strengths=(1.0, 1.25, 1.5), curves=False, budget=BUDGET, samples=0,
@@ -157,24 +158,28 @@ def told(units: list[dict], variant: str) -> Figures:
         rows[f"concepts_{direction}_tuned"] = median(shown["tuned"])
         rows[f"concepts_{direction}_unit"] = median(shown["unit"])
         rows[f"concepts_{direction}_tuned_lost"] = lost.mean
-    gap = random_gap(units)
+    gap, wide = random_gap(units, "random"), random_gap(units, SUBSPACE)
     lost = max(mean(values("costs", "lost", "random", d, "unit")(u) or []) or 0.0 for u in units for d in DIRECTIONS)
     print(
         f"random arm at unit strength: greatest distance from the unsteered over groups and directions {100 * gap:.1f} points; the most"
-        f" capability that one fit loses {100 * lost:.1f} points"
+        f" capability that one fit loses {100 * lost:.1f} points; a random subspace of as many directions as refusal's and the"
+        f" backdoor's fits have: {100 * wide:.1f} points"
     )
     bars["random_within_unsteered"] = (-gap, -0.05)
+    bars["random_subspace_within_unsteered"] = (-wide, -0.05)
     return Figures(bars, rows)
 
 
-def random_gap(units: list[dict]) -> float:
-    """Over refusal, backdoor and the concepts together, both directions."""
+def random_gap(units: list[dict], arm: str) -> float:
+    """Over refusal, backdoor and the concepts together, both directions; where the arm was run."""
     groups = [["refusal"], ["backdoor"], sorted({u["task"] for u in units} - {"refusal", "backdoor"})]
     gaps = []
     for group in groups:
         for direction in DIRECTIONS:
-            mine = [u for u in units if u["task"] in group and cell(u, "random", direction, "test", "unit")]
-            steered = [mean(values("effects", "effect", "random", direction, "unit")(u)) for u in mine]
+            mine = [u for u in units if u["task"] in group and cell(u, arm, direction, "test", "unit")]
+            if not mine:
+                continue
+            steered = [mean(values("effects", "effect", arm, direction, "unit")(u)) for u in mine]
             plain = [mean(u["plain"]["test"][direction]["effect"]) for u in mine]
             gaps.append(abs(mean(steered) - mean(plain)))
     return max(gaps)

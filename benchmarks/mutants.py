@@ -46,7 +46,10 @@ MUTANTS = (
     Mutant("the model's mode is not restored", "engines/hf_sites.py", "            module.training = True\n", "            module.training = False\n"),
     Mutant("dropout of gradients: the model learns", "engines/hf.py", "with _without_gradients(self.model):", "with torch.enable_grad():"),
     Mutant("difference of means reversed", "methods/base.py", "gap = positive.double().mean(dim=0) - negative.double().mean(dim=0)", "gap = negative.double().mean(dim=0) - positive.double().mean(dim=0)", "test_methods.py"),
-    Mutant("source read one token early", "methods/runs.py", "LAST_PROMPT)", "Positions(prompt=((-2, -1),)))", "test_methods.py"),
+    Mutant("a training pass begins one block late", "methods/frozen.py", 'layer = lowest.layer if lowest.part == "resid"', 'layer = lowest.layer + 1 if lowest.part == "resid"', "test_trained.py"),
+    Mutant("a fused derivative is off by a factor", "methods/fused.py", "gradient = a.sub_(mine[:, None]).mul_(p.p).mul_(0.5)", "gradient = a.sub_(mine[:, None]).mul_(p.p)", "test_trained.py"),
+    Mutant("sorted examples come back in another order", "methods/frozen.py", "position = torch.tensor(order).argsort()", "position = torch.tensor(order)", "test_trained.py"),
+    Mutant("rows of one fit get the edit of another", "methods/trained.py", "begins = [0, *ends[:-1]]", "begins = [0] * len(ends)", "test_trained.py"),
 )  # fmt: skip
 
 

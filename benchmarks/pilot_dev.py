@@ -10,7 +10,6 @@ where a behaviour is decided. `settings` fits CDAS with each set of settings and
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 import torch
 import yaml
@@ -32,10 +31,8 @@ def flow(suite: PilotSuite, tasks: list[str], n: int) -> None:
         "share of the divergence left: first answer token, source at the last prompt token; all tokens, there and in the answer"
     )
     for task in tasks:
-        swaps = [s for pair in suite.contrast(task, SEED).pairs[:n] for s in both_ways(*pair)]
-        base, source = (
-            engine.batch([replace(getattr(s, side), answer=s.answer) for s in swaps]) for side in ("base", "source")
-        )  # fmt: skip
+        rows = [row for pair in suite.contrast(task, SEED).pairs[:n] for row in both_ways(*pair)]
+        base, source = engine.batch([r.example for r in rows]), engine.batch([r.source for r in rows])
         sites = [Site(layer) for layer in range(engine.depth)]
         with torch.no_grad():
             given, plain = engine.resume(source, sites=sites), engine.resume(base)

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from steerlab.errors import ConfigError, DataError
-from steerlab.methods import interchange, runs
+from steerlab.methods import interchange
 from steerlab.methods.base import method, read_classes
 from steerlab.methods.cdas import CDAS
+from steerlab.methods.frozen import Frozen
 from steerlab.methods.interchange import both_ways
+from steerlab.methods.keep import Keep
 from steerlab.methods.objectives import kl
-from steerlab.positions import NOT_TEMPLATE
+from steerlab.methods.trained import ran
 from steerlab.sites import Site
 from steerlab.testing import planted
 
@@ -33,27 +35,34 @@ def test_trained_poles_serve_a_lower_divergence_than_factors(rank):
     assert again.digest == trained.digest
 
 
-def weights(early):
-    swaps = [s for pair in planted.contrast(3).pairs for s in both_ways(*pair)]
-    return runs.Runs(planted.engine(), Site(0), NOT_TEMPLATE, early=early).plain(swaps).weight
+def untouched(pairs, **settings):
+    """Rows of both ways, without any edit."""
+    rows = [row for pair in pairs for row in both_ways(*pair)]
+    with torch.no_grad():
+        return ran(Frozen(planted.engine(), [Site(0)], **settings), rows)
 
 
 def test_early_weighs_an_answers_first_tokens_more():
-    assert torch.equal(weights(0.0), torch.ones(len(weights(0.0))))
-    found = weights(1.0)
-    tokens = len(found) // 6  # every planted answer is as long
-    assert float(found.mean()) == pytest.approx(1.0)
-    assert torch.allclose(found[:tokens] / found[0], 1 / torch.arange(1, tokens + 1))
+    step = untouched(planted.contrast(3).pairs)
+    each = torch.rand(len(step.said.tokens), generator=torch.Generator().manual_seed(0))
+    assert float(CDAS(early=0.0)._mean(step, each)) == pytest.approx(float(each.mean()))
+    tokens = len(each) // 6  # every planted answer is as long
+    weight = (1 / torch.arange(1, tokens + 1)).repeat(6)
+    assert float(CDAS(early=1.0)._mean(step, each)) == pytest.approx(float((each * weight).sum() / weight.sum()))
     with pytest.raises(ConfigError, match="early=0"):
         method("pdas", {"early": 0.5})
 
 
-def test_a_fit_that_can_keep_nothing_in_memory_is_the_same(monkeypatch):
-    kept = CDAS(site="1", seed=0).fit(planted.engine(), planted.contrast(16)).interventions[0].edit
-    monkeypatch.setattr(runs, "KEEP", 0)
-    anew = CDAS(site="1", seed=0).fit(planted.engine(), planted.contrast(16)).interventions[0].edit
+@pytest.mark.parametrize("where", ["nowhere", "disk"])
+def test_a_fit_that_can_keep_nothing_in_memory_is_the_same(where, tmp_path):
+    made, engine, contrast = CDAS(site="1", seed=0), planted.engine(), planted.contrast(16)
+    kept = made.fit(engine, contrast).interventions[0].edit
+    keep = {"nowhere": Keep(memory=0), "disk": Keep(memory=0, disk=2**24, folder=tmp_path)}[where]
+    anew = made.fit_many(engine, [contrast], keep=keep)[0].interventions[0].edit
     assert torch.allclose(kept.q, anew.q, atol=1e-4)
     assert torch.allclose(kept.positive, anew.positive, atol=1e-3)
+    assert bool(list(tmp_path.glob("*.safetensors"))) == (where == "disk")
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_random_clamp_goes_to_the_class_means():
@@ -111,13 +120,12 @@ def test_poles_begin_as_far_apart_as_lowers_the_divergence(monkeypatch):
 
 def test_answers_are_cut_where_asked():
     positive, negative = planted.contrast(1).pairs[0]
-    swaps = both_ways(replace(positive, answer="w1 w2 w3"), replace(negative, answer="w4 w5"))
-    engine = planted.engine()
-    whole, cut, far = (runs.Runs(engine, Site(0), NOT_TEMPLATE, answer_tokens=n).plain(swaps) for n in (None, 2, 99))
+    pair = (replace(positive, answer="w1 w2 w3"), replace(negative, answer="w4 w5"))
+    whole, cut, far = (untouched([pair], answer_tokens=n).said for n in (None, 2, 99))
     assert whole.row.tolist() == [0, 0, 0, 0, 1, 1, 1]  # with the end of turn
     assert cut.row.tolist() == [0, 0, 1, 1]
     assert torch.equal(cut.tokens, whole.tokens[[0, 1, 4, 5]])
-    assert torch.allclose(cut.scores, whole.scores[[0, 1, 4, 5]], atol=1e-5)
+    assert torch.allclose(cut.scores(), whole.scores()[[0, 1, 4, 5]], atol=1e-5)
     assert torch.equal(far.tokens, whole.tokens)
     with pytest.raises(ConfigError, match="answer_tokens"):
         CDAS(answer_tokens=0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..contrast import Example, Message
 from ..errors import ConfigError, DataError, UnsupportedError
@@ -22,6 +23,7 @@ from ..positions import LAST_PROMPT, Positions
 from ..sites import Site
 from ..steering import Steering
 from ..version import __version__
+from .head import Head
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -95,6 +97,24 @@ class Batch:
     prompt_length: Int[Tensor, " b"]
     head: Int[Tensor, " b"]  # template tokens before the first message's text
 
+    @classmethod
+    def joined(cls, rows: Sequence[Batch]) -> Batch:
+        """Batches one below the other, padded on the right."""
+        width = max(b.ids.shape[1] for b in rows)
+        ids, position = ([pad(t, (0, width - t.shape[1]), value=v) for t in ts] for ts, v in
+                         (((b.ids for b in rows), 0), ((b.position for b in rows), -1)))  # fmt: skip
+        return cls(
+            torch.cat(ids),
+            torch.cat(position),
+            torch.cat([b.prompt_length for b in rows]),
+            torch.cat([b.head for b in rows]),
+        )
+
+    def take(self, rows: Int[Tensor, " n"]) -> Batch:
+        """Some of its rows."""
+        here = rows.to(self.ids.device)
+        return Batch(self.ids[here], self.position[here], self.prompt_length[here], self.head[here])
+
     @property
     def attention(self) -> Int[Tensor, "b t"]:
         """1 on real tokens, 0 on padding."""
@@ -127,10 +147,14 @@ class Batch:
 
 
 class Run(NamedTuple):
-    """One forward pass: logits where the answers' tokens are predicted (row by row), activations at the sites asked."""
+    """One forward pass: logits where the answers' tokens are predicted (row by row), activations at the sites asked.
+
+    `hidden` is what the output head reads at the same tokens, where that was asked for instead of logits.
+    """
 
     logits: Float[Tensor, "n v"] | None
     at: dict[Site, Float[Tensor, "b t d"]]
+    hidden: Float[Tensor, "n d"] | None = None
 
 
 class Captured(NamedTuple):
@@ -225,6 +249,11 @@ class Trainable(Runner):
     def depth(self) -> int:
         """Number of blocks."""
 
+    @property
+    def head(self) -> Head | None:
+        """The output head as a function of `Run.hidden`; None where the logits are more than that."""
+        return None
+
     @abstractmethod
     def width(self, site: Site) -> int:
         """The width of a site. Raises `SiteError` where the model has no such site."""
@@ -257,8 +286,12 @@ class Trainable(Runner):
         sites: Sequence[Site] = (),
         logits: bool = True,
         start: Start | None = None,
+        hidden: bool = False,
     ) -> Run:
         """One forward pass with activations replaced: `edits[site]` gets `[b, t, d]` and returns the same shape.
+
+        With `hidden` the pass ends before the output head, and gives what `head` makes the logits of; the last block may
+        then run for these tokens alone.
 
         Gradients flow to whatever the edits hold, never to the model. What is below the lowest edit can't change: with
         `start`, an earlier pass's output of a block below every edit and site asked, the pass begins there (an edit of
@@ -312,3 +345,14 @@ def as_example(conversation: Conversation) -> Example:
     if isinstance(conversation, str):
         return Example.ask(conversation)
     return Example(tuple(conversation))
+
+
+def finite(h: Tensor, what: str) -> Tensor:
+    """The tensor, or a `DataError` that says how much of it isn't finite."""
+    if not bool(torch.isfinite(h).all()):
+        bad = int((~torch.isfinite(h)).sum())
+        raise DataError(
+            f"{bad} of {h.numel()} activations at {what} are NaN or infinite; the model overflows there"
+            " (float16?) or its weights are damaged. Try bfloat16 or float32, or another layer."
+        )
+    return h

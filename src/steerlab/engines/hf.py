@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
@@ -36,11 +36,14 @@ from .base import (
     Steerings,
     Trainable,
     as_example,
+    finite,
     rows_of,
 )
+from .head import Head
 from .hf_follow import Follower
 from .hf_generate import Decoder, Row
-from .hf_hooks import Enough, Hooks, Plan, finite, refuse_compiled
+from .hf_head import find_head, head_at, narrowed, narrows
+from .hf_hooks import Enough, Hooks, Plan, refuse_compiled
 from .hf_sites import Anatomy, quiet
 from .render import Rendered, Renderer, Template
 
@@ -89,6 +92,8 @@ class HFEngine(Trainable):
         self.renderer = Renderer(tokenizer, template, _ends(model, tokenizer))
         self._takes = set(inspect.signature(model.forward).parameters)
         self._fingerprint: dict[str, Any] | None = None
+        self._head: list[Head | None] = []
+        self._narrowable: bool | None = None
 
     @classmethod
     def load(
@@ -142,6 +147,12 @@ class HFEngine(Trainable):
         config = _text_config(self.model)
         given = getattr(config, "max_position_embeddings", None) or getattr(self.tokenizer, "model_max_length", None)
         return int(given) if given and given < 2**30 else 2**30
+
+    @property
+    def head(self) -> Head | None:
+        if not self._head:
+            self._head.append(find_head(self.model, _text_config(self.model)))
+        return self._head[0]
 
     def width(self, site: Site) -> int:
         return self.anatomy.point(site).width
@@ -326,9 +337,11 @@ class HFEngine(Trainable):
         sites: Sequence[Site] = (),
         logits: bool = True,
         start: Start | None = None,
+        hidden: bool = False,
     ) -> Run:
         self._check_compiled()
-        hooks = Hooks(self.anatomy, Plan([None] * len(batch.ids)), edits=edits, collect=sites, only_collect=not logits)
+        plan, ends = Plan([None] * len(batch.ids)), not (logits or hidden)
+        hooks = Hooks(self.anatomy, plan, edits=edits, collect=sites, only_collect=ends)
         if start is not None:
             first = Site(start.layer, "resid")
             below = [s for s in (*(edits or ()), *sites) if s.depth < first.depth]
@@ -337,7 +350,7 @@ class HFEngine(Trainable):
                     f"the pass begins with the output of block {start.layer}, and {below[0]} lies below it."
                 )
         with _without_gradients(self.model):
-            return self._pass(batch, hooks, logits=logits, start=start)
+            return self._pass(batch, hooks, logits=logits and not hidden, start=start, hidden=hidden)
 
     @contextmanager
     def steer(self, steerings: Steerings) -> Generator[None]:
@@ -387,42 +400,40 @@ class HFEngine(Trainable):
             messages = steering.prompt.apply(messages)
         return self.renderer.prompt(messages)
 
-    def _pass(self, batch: Batch, hooks: Hooks, *, logits: bool, start: Start | None = None) -> Run:
+    def _pass(
+        self, batch: Batch, hooks: Hooks, *, logits: bool, start: Start | None = None, hidden: bool = False
+    ) -> Run:
         hooks.tokens = Tokens(batch.ids, batch.position, batch.prompt_length)
         hooks.head = batch.head
         given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
         if "position_ids" in self._takes:
             given["position_ids"] = batch.position.clamp(min=0)
-        if not logits and "logits_to_keep" in self._takes:
+        if not logits and not hidden and "logits_to_keep" in self._takes:
             given["logits_to_keep"] = 1
+        (rows, columns), shape = batch.predicts.nonzero(as_tuple=True), batch.ids.shape
+        places = (rows, columns)
         begun = nullcontext() if start is None else self.anatomy.begun(start.layer, start.hidden)
-        with hooks.attached(), quiet(self.model), begun, self._head_at(batch.predicts) as taken:
-            try:
-                out = self.model(**given)
-            except Enough:
-                out = None
+        narrow = narrowed(self.anatomy, places, shape) if hidden and self._narrows(hooks, start) else nullcontext()
+        head = head_at(self.model, places, shape, stop=hidden)
+        out = None
+        with hooks.attached(), quiet(self.model), begun, narrow, head as taken, suppress(Enough):
+            out = self.model(**given)
+        if hidden:
+            return Run(None, hooks.collected, taken[0])
         if out is None or not logits:
             return Run(None, hooks.collected)
-        return Run((out.logits[0] if taken else out.logits[batch.predicts]).float(), hooks.collected)
+        return Run((out.logits[0] if taken else out.logits[places]).float(), hooks.collected)
 
-    @contextmanager
-    def _head_at(self, places: Tensor) -> Generator[list[bool]]:
-        """The output head sees these tokens alone, as one row; the list is empty if it was never called."""
-        taken: list[bool] = []
-
-        def take(_module: nn.Module, args: tuple[Any, ...]) -> Any:
-            if args and args[0].shape[:2] == places.shape:
-                taken.append(True)
-                return (args[0][places.to(args[0].device)][None], *args[1:])
-            return None
-
-        head = self.model.get_output_embeddings()
-        handle = head.register_forward_pre_hook(take) if isinstance(head, nn.Module) else None
-        try:
-            yield taken
-        finally:
-            if handle is not None:
-                handle.remove()
+    def _narrows(self, hooks: Hooks, start: Start | None) -> bool:
+        """Whether the last block runs, is seen by no hook, and gives the same narrowed (tried once)."""
+        last = self.depth - 1
+        if (start is not None and start.layer == last) or any(
+            s.depth >= Site(last, "norm_attn").depth for s in hooks.sites
+        ):
+            return False
+        if self._narrowable is None:
+            self._narrowable = narrows(self.model, self.anatomy)
+        return self._narrowable
 
     def _decoding_rows(self, prompts: Sequence[Conversation], steerings: Steerings, sampling: Sampling) -> list[Row]:
         each, seeds = self._accepted(steerings, len(prompts)), sampling.seeds(len(prompts))

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..controls import Constant, Control, State, Tokens
 from ..edits import Edit
-from ..errors import DataError
 from ..positions import Positions
 from ..sites import Site
 from ..steering import Steering
@@ -137,6 +136,11 @@ class Hooks:
         self._points = {site: anatomy.point(site) for site in wanted}
         self._reads, self._collects = plan.reads, set(collect)
 
+    @property
+    def sites(self) -> set[Site]:
+        """The sites that anything is done at."""
+        return set(self._points)
+
     @contextmanager
     def attached(self) -> Generator[None]:
         """The hooks stand on the model inside this block, and are gone after it, also when it raises."""
@@ -226,14 +230,3 @@ def refuse_compiled(model: nn.Module) -> list[str]:
             f"{inside[0]} was compiled in place (.compile()), which ignores hooks added later; load the model without it"
         ]
     return []
-
-
-def finite(h: Tensor, what: str) -> Tensor:
-    """The tensor, or a `DataError` that says how much of it isn't finite."""
-    if not bool(torch.isfinite(h).all()):
-        bad = int((~torch.isfinite(h)).sum())
-        raise DataError(
-            f"{bad} of {h.numel()} activations at {what} are NaN or infinite; the model overflows there"
-            " (float16?) or its weights are damaged. Try bfloat16 or float32, or another layer."
-        )
-    return h

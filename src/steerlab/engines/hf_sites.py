@@ -106,6 +106,15 @@ class Anatomy:
                 stack.callback(_restore, block.module, before)
             yield
 
+    def positionwise(self, layer: int) -> tuple[nn.Module, ...]:
+        """Modules of a block that take each token alone: its MLP, attention's output projection and separate queries."""
+        self._look_inside()
+        points = self._blocks[layer].points
+        whole = [points[p].module for p in ("heads", "mlp") if p in points]
+        if "q" in points and points["q"].columns is None:
+            whole.append(points["q"].module)
+        return tuple(whole)
+
     def parts(self, layer: int = 0) -> tuple[str, ...]:
         """The parts of a `Site` that this architecture has, in the order of a pass."""
         self._look_inside()

@@ -9,29 +9,36 @@ published recipe is `CDAS.published()`; the defaults are what this repository's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Self
 
+from ..errors import ConfigError
+from .fused import JensenShannon, Objective
 from .interchange import Interchange
-from .objectives import jensen_shannon
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .runs import Runs, Subspace, Swap
+from .trained import Step
 
 
 @dataclass(frozen=True)
 class CDAS(Interchange):
-    """Match whole distributions under interchange, and clamp to the poles that this takes."""
+    """Match whole distributions under interchange, and clamp to the poles that this takes.
+
+    Where a source's token is all but impossible under the base (a refusal's or a backdoor's first words), the
+    Jensen–Shannon divergence is at its bound ln 2, and flat: its derivative has the token's own probability as a factor.
+    Tokens above the share `flat` of that bound are led by KL(source‖intervened), whose derivative doesn't vanish there
+    (1: none are, as published).
+    """
 
     paper: ClassVar[str] = "arXiv 2602.05234"
-    chooses_by: ClassVar[Literal["loss", "divergence"]] = "divergence"
+    flat: float = 0.98
 
-    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
-        run = runs.swapped(at, swaps)
-        return run.mean(jensen_shannon(run.scores, run.source))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.flat <= 1:
+            raise ConfigError(f"flat is {self.flat}; expected a share of ln 2 in [0, 1].")
+
+    def objective(self, step: Step) -> Objective:
+        return JensenShannon(step.target.scores, self.flat * math.log(2) if self.flat < 1 else math.inf)
 
     @classmethod
     def published(
@@ -44,5 +51,5 @@ class CDAS(Interchange):
         """
         return cls(
             site=site, rank=rank, start="random", optimiser="published", step=step, poles="factors", early=0.0,
-            epochs=epochs, batch_size=8, held_out=0.0, micro_batches=True, close=False, seed=seed,
+            epochs=epochs, batch_size=8, held_out=0.0, micro_batches=True, close=False, flat=1.0, seed=seed,
         )  # fmt: skip

@@ -3,17 +3,12 @@ ablation of arXiv 2602.05234)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from .fused import CrossEntropy, Objective
 from .interchange import Interchange
-from .objectives import cross_entropy
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .runs import Runs, Subspace, Swap
+from .trained import Step
 
 
 @dataclass(frozen=True)
@@ -22,6 +17,5 @@ class DAS(Interchange):
 
     paper: ClassVar[str] = "arXiv 2303.02536"
 
-    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
-        run = runs.swapped(at, swaps)
-        return run.mean(cross_entropy(run.scores, run.tokens))
+    def objective(self, step: Step) -> Objective:
+        return CrossEntropy(step.said.tokens)

@@ -1,9 +1,9 @@
-"""Distributed interchange training: the loop that CDAS and its variants share (arXiv 2602.05234, section 3).
+"""Distributed interchange training: what CDAS and its variants share (arXiv 2602.05234, section 3).
 
 Each pair gives two ordered runs: the plain prompt with the concept's answer, meant to behave like the concept prompt
 with that answer, and the other way round. In the base run the coordinates in span(q) are replaced by those of the
 source's last prompt token (or, `source="aligned"`, of the source's own positions, one to one), and an objective says how
-far the answer's distributions are from what they should be. Variants differ by `loss` alone.
+far the answer's distributions are from what they should be. Variants differ by `objective` alone.
 
 What is served is a `Clamp`. Its poles are factors read from data at fit time (each class's mean coordinate at the last
 prompt token, as published), or they are trained with q: then the clamp itself stands in the base run, and what it begins
@@ -13,70 +13,45 @@ from is read where it stands, at the tokens that it touches.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import progress
 from ..contrast import Contrast, Example
-from ..edits import Ablate, Clamp, Push, Shift
-from ..engines.base import Trainable
+from ..edits import Ablate, Clamp, Edit, Push, Shift
+from ..engines.base import Batch, Trainable
 from ..errors import ConfigError, DataError
-from ..meter import Meter
-from ..positions import Positions
+from ..positions import GENERATED, LAST_PROMPT, Positions
 from ..sites import Site
-from ..steering import Intervention, Steering
-from .base import Method, assemble, mean_gap, parse_sites, read_classes
-from .objectives import jensen_shannon
-from .optimisers import Moved, OnSphere, Optimiser, Published, orthonormal
-from .runs import Runs, Subspace, Swap
+from ..steering import Steering
+from .base import mean_gap, same_responses
+from .frozen import EditRows
+from .fused import JensenShannon, Objective
+from .optimisers import Adam, OnSphere, Optimiser, Renormalised, Several, orthonormal
+from .trained import Free, Given, Row, Step, Trained, put, ran
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-
-class Factors(NamedTuple):
-    """An activation for each class; its coordinates are where a clamp to that class begins."""
-
-    positive: Float[Tensor, " d"]
-    negative: Float[Tensor, " d"]
-
-    @classmethod
-    def read(cls, engine: Trainable, contrast: Contrast, site: Site) -> Factors:
-        """Each class's mean at the last prompt token: the factors as published."""
-        positive, negative = read_classes(engine, contrast, [site], "last")[site]
-        return cls(positive.mean(dim=0), negative.mean(dim=0))
-
-    def reached(self, positive: float, negative: float) -> Factors:
-        """Each class moved so many times as far from the other one."""
-        gap = self.positive - self.negative
-        return Factors(self.negative + positive * gap, self.positive - negative * gap)
-
-    def poles(self, q: Float[Tensor, "r d"], moved: Float[Tensor, "2 r"] | None = None) -> Float[Tensor, "2 r"]:
-        """The coordinates in q of both, moved by so many of their distances."""
-        found = torch.stack([q @ self.positive, q @ self.negative])
-        return found if moved is None else found + (self.positive - self.negative).norm() * moved
-
-
-class Share(NamedTuple):
-    """The ordered pairs of a fit: those trained on, those held out, and what has to stay as it is."""
-
-    train: list[tuple[Swap, Swap]]
-    held_out: list[Swap]
-    neutral: list[list[Swap]]  # of each neutral prompt, the poles under which it is to stay as it is
-
-
 REACHES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 SCANNED = 8  # pairs
+SPARED = "spared"  # rows of neutral prompts, which are to stay as they are
+OWN = "own"  # rows of base prompts with their own answers, which some objectives compare
+
+
+class Item(NamedTuple):
+    """A pair, and the neutral prompts that are drawn from beside it: of each, the poles under which it is to stay."""
+
+    positive: Example
+    negative: Example
+    neutral: Sequence[Sequence[Row]]
 
 
 @dataclass(frozen=True)
-class Interchange(Method):
+class Interchange(Trained):
     """Learn a subspace whose coordinates, swapped between two runs, make one answer like the other; then clamp them.
 
     `site` is a block's number or a site (None: the block a third of the way up); `rank` the subspace's. `start` is
@@ -97,34 +72,24 @@ class Interchange(Method):
     """
 
     symmetric: ClassVar[bool] = True
-    chooses_by: ClassVar[Literal["loss", "divergence"]] = "loss"  # what picks the best iterate on held-out pairs
-    site: str | None = None
+    up: ClassVar[float] = 1 / 3
     rank: int = 4
-    positions: str = "not_template"
     source: Literal["last", "aligned"] = "last"
     start: str = "touched"
     optimiser: Literal["sphere", "published"] = "sphere"
     early: float = 0.75
-    answer_tokens: int | None = None
     step: float = 0.4
     poles: Literal["factors", "trained"] = "trained"
-    epochs: int = 6
     batch_size: int = 4
     held_out: float = 0.2
     spare: float = 0.0
     one_sided: bool = False
     micro_batches: bool = False
-    close: bool = True
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = [n for n in (self.rank, self.batch_size, self.answer_tokens) if n is not None]
-        if min(counts) < 1 or self.epochs < 0 or not self.step > 0:
-            raise ConfigError(
-                f"{type(self).__name__} has rank={self.rank}, epochs={self.epochs}, batch_size={self.batch_size},"
-                f" step={self.step}, answer_tokens={self.answer_tokens}; expected a rank, batch size and answer tokens (where"
-                " given) from 1, epochs from 0 and a positive step."
-            )
+        super().__post_init__()
+        if self.rank < 1:
+            raise ConfigError(f"{type(self).__name__} has rank={self.rank}; expected a rank from 1.")
         if self.source == "aligned" and self.poles == "trained":
             raise ConfigError(
                 "source='aligned' swaps with each source's own positions, and poles='trained' puts constants there instead;"
@@ -135,83 +100,43 @@ class Interchange(Method):
                 f"spare={self.spare} with poles={self.poles!r}; expected a weight from 0, and poles='trained' with any above:"
                 " an interchange has nothing to put into a prompt that no pair has."
             )
-        if not 0 <= self.held_out < 1:
-            raise ConfigError(f"held_out is {self.held_out}; expected a share in [0, 1).")
 
     @abstractmethod
-    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Float[Tensor, ""]:
-        """The objective of some ordered pairs, in nats, differentiable in what is trained."""
+    def objective(self, step: Step) -> Objective:
+        """What each answer token of a step costs."""
 
-    def fit(self, engine: Trainable, contrast: Contrast) -> Steering:
-        with Meter() as meter:
-            site, positions = self._site(engine), Positions.parse(self.positions)
-            share = self._share(contrast)
-            runs = Runs(
-                engine, site, positions, aligned=self.source == "aligned", close=self.close, early=self.early,
-                answer_tokens=self.answer_tokens,
-            )  # fmt: skip
-            q, touched = self._start(engine, contrast, site, positions)
-            if self.poles == "trained":
-                factors, reach = self._reach(runs, share, q, touched)
-                moved = Moved(self.rank, steps=self._steps(share))
-            else:
-                factors, reach, moved = Factors.read(engine, contrast, site), {}, None
-            kept, told = self._train(runs, share, q, factors, moved)
-            edit = self._clamp(kept, factors)
-            told |= self._measured(runs, share, edit) | reach
-        made = [Intervention(site, edit, positions)]
-        return assemble(self, engine, contrast, made, figures={**told, **meter.figures()})
-
-    # --- data and start -----------------------------------------------------------------------------------------------
-
-    def _site(self, engine: Trainable) -> Site:
-        sites = parse_sites(engine, self.site, up=1 / 3)
+    def check(self, engine: Trainable, sites: Sequence[Site]) -> None:
         if len(sites) != 1:
             raise ConfigError(f"{self.name} trains one site; got {self.site!r}. Fit one steering a site and add them.")
         if self.rank >= engine.width(sites[0]):
             raise ConfigError(
                 f"rank is {self.rank} at {sites[0]}, which is {engine.width(sites[0])} wide; expected less."
             )
-        return sites[0]
 
-    def _share(self, contrast: Contrast) -> Share:
-        """Ordered pairs, both ways; families are held out whole where there are several."""
-        without = sum(not e.answer for pair in contrast.pairs for e in pair)
-        if without:
-            raise DataError(
-                f"{self.name} compares answers under both prompts, and {without} of {2 * len(contrast.pairs)} examples have"
-                " none. Add answers (`steerlab data make` lets the model write them), or use diff_means."
-            )
-        neutral = self._neutral(contrast)
-        if self.held_out == 0 or len(contrast.pairs) < 5:
-            return Share([both_ways(p, n) for p, n in contrast.pairs], [], neutral)
-        train, rest = self._parts(replace(contrast, neutral=()))
-        held_out = [s for p, n in rest.pairs for s in both_ways(p, n)]
-        return Share([both_ways(p, n) for p, n in train.pairs], held_out, neutral)
+    # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _parts(self, contrast: Contrast) -> tuple[Contrast, ...]:
-        """What is trained on and what is held out: whole families, or rows where that leaves a part without any."""
-        shares = (1 - (held_out := max(self.held_out, 1 / len(contrast.pairs))), held_out)
-        if len({n.family or p.family for p, n in contrast.pairs}) >= 4:
-            with suppress(DataError):
-                return contrast.split(*shares, seed=self.seed)
-        sides = (contrast.positive, contrast.negative)
-        positive, negative = (tuple(replace(e, family=None) for e in side) for side in sides)
-        return replace(contrast, positive=positive, negative=negative).split(*shares, seed=self.seed)
+    def items(self, part: Contrast, whole: Contrast) -> list[Any]:
+        neutral = self._neutral(whole)
+        return [Item(positive, negative, neutral) for positive, negative in part.pairs]
 
-    def _neutral(self, contrast: Contrast) -> list[list[Swap]]:
-        """Neutral prompts as swaps with themselves."""
+    def rows(self, item: Item, draw: torch.Generator) -> list[Row]:
+        rows = both_ways(item.positive, item.negative)
+        if item.neutral:
+            rows += item.neutral[int(torch.randint(len(item.neutral), (1,), generator=draw))]
+        return rows
+
+    def _neutral(self, contrast: Contrast) -> list[list[Row]]:
+        """Neutral prompts under the poles that must leave them as they are."""
         if not self.spare:
             return []
         pairs_have = {e.family for pair in contrast.pairs for e in pair}
         found = [
             [
-                Swap(bare, bare, e.answer, e.answer, wants_positive=positive)
-                for positive in (False, *([True] if e.family is None or e.family not in pairs_have else []))
+                Row(e, strength, e, SPARED)
+                for strength in (-1.0, *([1.0] if e.family is None or e.family not in pairs_have else []))
             ]
             for e in contrast.neutral
             if e.answer
-            for bare in [e.without_answer()]
         ]
         if not found:
             raise DataError(
@@ -220,32 +145,49 @@ class Interchange(Method):
             )
         return found
 
-    def _start(
-        self, engine: Trainable, contrast: Contrast, site: Site, positions: Positions
-    ) -> tuple[Float[Tensor, "r d"], Factors]:
-        """The basis to begin with, and the class means over the touched tokens."""
-        read = [engine.capture(side, [site], positions)[site].values for side in (contrast.positive, contrast.negative)]
-        if not all(len(values) for values in read):
-            raise DataError(
-                f"positions={self.positions!r} touch no token of {contrast.concept or 'the contrast'}'s examples."
-            )
-        touched = Factors(*(values.mean(dim=0) for values in read))
-        generator = torch.Generator().manual_seed(self.seed)
-        more = torch.randn(self.rank, engine.width(site), generator=generator)
-        if self.start == "random":
-            return orthonormal(more), touched
+    # --- start --------------------------------------------------------------------------------------------------------
+
+    def pools(self, sites: Sequence[Site], positions: Positions) -> list[tuple[Site, Positions]]:
+        wanted = [] if self.poles == "factors" and self.start != "touched" else [positions]
+        if self.poles == "factors" or self.start == "diff_means":
+            wanted.append(LAST_PROMPT)
+        if self.start == "paired":
+            wanted.append(GENERATED)
+        return [(sites[0], where) for where in dict.fromkeys(wanted)]
+
+    def initial(self, given: Given) -> Free:
+        contrast, (site,) = given.contrast, given.sites
+        width = given.engine.width(site)
+        more = torch.randn(self.rank, width, generator=given.generator)
+        q = orthonormal(more) if self.start == "random" else self._towards(given, more)
+        if self.poles == "factors":
+            poles = _means(given, contrast, LAST_PROMPT)
+            given.constants.update(zip(("positive", "negative"), poles, strict=True))
+            return {"q": q}
+        touched = _means(given, contrast, given.positions)
+        reach = self._reach(given, q, *touched)
+        positive, negative = _reached(*touched, *reach)
+        given.constants.update(positive=positive, negative=negative, reach=torch.tensor(reach))
+        return {"q": q, "moved": torch.zeros(2, self.rank)}
+
+    def _towards(self, given: Given, more: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
+        """The basis that begins with the start's direction, filled up with random ones."""
+        contrast, (site,) = given.contrast, given.sites
         if self.start == "touched":
-            first = mean_gap(*read)
-        elif self.start in ("paired", "diff_means"):
+            sides = (_weighted(given, side, given.positions) for side in (contrast.positive, contrast.negative))
+            first = mean_gap(*sides)
+        elif self.start == "paired":
+            first = mean_gap(*(given.frozen.means(side, site, GENERATED)[0] for side in same_responses(contrast)))
+        elif self.start == "diff_means":
             first = mean_gap(
-                *read_classes(engine, contrast, [site], "paired" if self.start == "paired" else "last")[site]
+                *(given.frozen.means(side, site, LAST_PROMPT)[0] for side in (contrast.positive, contrast.negative))
             )
         else:
-            first = self._given(site)
+            first = self._loaded(site)
         first = first.reshape(-1, first.shape[-1])[: self.rank]
-        return orthonormal(torch.cat([first, more[len(first) :]])), touched
+        return orthonormal(torch.cat([first, more[len(first) :]]))
 
-    def _given(self, site: Site) -> Float[Tensor, "r d"]:
+    def _loaded(self, site: Site) -> Float[Tensor, "r d"]:
         steering = Steering.load(self.start)
         for i in steering.interventions:
             rows = (
@@ -262,152 +204,159 @@ class Interchange(Method):
             " one that has, or start='touched'."
         )
 
-    def _reach(
-        self, runs: Runs, share: Share, q: Float[Tensor, "r d"], touched: Factors
-    ) -> tuple[Factors, dict[str, Any]]:
+    def _reach(self, given: Given, q: Tensor, positive: Tensor, negative: Tensor) -> tuple[float, float]:
         """How far from the other class each pole begins: what lowers the divergence most along the first direction."""
-        some = [swap for pair in share.train[:SCANNED] for swap in pair]
+        rows = [row for item in given.train[:SCANNED] for row in both_ways(item.positive, item.negative)]
         found: list[float] = []
-        for positive in (True, False):
-            mine = [s for s in some if s.wants_positive == positive]
-            tried: dict[float, float] = {}
-            for reach in REACHES:
-                left = runs.divergence(Subspace(q[:1], touched.reached(reach, reach).poles(q[:1])), mine)
-                assert left is not None  # some pair is trained on, and goes both ways
-                tried[left] = reach
-            found.append(tried[min(tried)])
-        return touched.reached(*found), {"reach": {"positive": found[0], "negative": found[1]}}
+        for sign in (1.0, -1.0):
+            mine = [row for row in rows if row.strength == sign]
+            left = [
+                float(self._divergence(ran(given.frozen, mine, _clamping(Clamp(q[:1], p, n), mine, given))))
+                for reach in REACHES
+                for p, n in [_coordinates(q[:1], *_reached(positive, negative, reach, reach))]
+            ]
+            found.append(REACHES[left.index(min(left))])
+        return found[0], found[1]
 
-    # --- training -----------------------------------------------------------------------------------------------------
+    # --- a step -------------------------------------------------------------------------------------------------------
 
-    def _steps(self, share: Share) -> int:
-        return -(-len(share.train) // self.batch_size) * self.epochs
+    def optimisers(self, free: Free, steps: int) -> Optimiser:
+        make = Renormalised if self.optimiser == "published" else OnSphere
+        parts: list[Optimiser] = [make(free["q"], step=self.step, steps=steps)]
+        if "moved" in free:
+            parts.append(Adam({"moved": free["moved"]}, step=0.03, steps=steps, decay="cosine", clip=None))
+        return Several(*parts)
 
-    def _train(
-        self, runs: Runs, share: Share, start: Tensor, factors: Factors, moved: Moved | None
-    ) -> tuple[Subspace, dict[str, Any]]:
-        make: type[Optimiser] = Published if self.optimiser == "published" else OnSphere
-        optimiser = make(start, step=self.step, steps=self._steps(share))
-        generator = torch.Generator().manual_seed(self.seed)
-        neutral = _endless(share.neutral, torch.Generator().manual_seed(self.seed))
-        scale = runs.divergence(None, share.held_out)
-        kept, losses = _reached(optimiser, moved, factors), list[float]()
-        best, reached = self._judged(runs, kept, share)
-        curve = [] if reached is None else [reached]
-        with progress.task(f"training {self.name}", self._steps(share)) as bar:
-            for _ in range(self.epochs):
-                order = torch.randperm(len(share.train), generator=generator).tolist()
-                total = 0.0
-                for at in range(0, len(order), self.batch_size):
-                    swaps = [s for i in order[at : at + self.batch_size] for s in share.train[i]]
-                    spared = [s for one in islice(neutral, self.batch_size) for s in one]
-                    total += self._step(runs, optimiser, moved, factors, swaps, spared) * len(swaps)
-                    bar.advance()
-                    bar.tell(_told(total / (2 * min(at + self.batch_size, len(order))), curve, scale))
-                losses.append(round(total / (2 * len(order)), 6))
-                at_end = _reached(optimiser, moved, factors)
-                now, reached = self._judged(runs, at_end, share)
-                if now is None or best is None or now < best:
-                    best, kept = now, at_end
-                if reached is not None:
-                    curve.append(reached)
-        told: dict[str, Any] = {"loss": losses}
-        if scale is not None:
-            told["divergence"] = {"unsteered": round(scale, 6), "held_out": [round(v, 6) for v in curve]}
-        return kept, told
+    def edits(self, free: Free, given: Given) -> Sequence[Edit]:
+        q, (far, near) = free["q"], (given.constants["positive"], given.constants["negative"])
+        positive, negative = _coordinates(q, far, near)
+        if "moved" in free:
+            gap = (far - near).norm()
+            positive, negative = positive + gap * free["moved"][0], negative + gap * free["moved"][1]
+        return [Clamp(q, positive, negative)]
 
-    def _judged(self, runs: Runs, at: Subspace, share: Share) -> tuple[float | None, float | None]:
-        """What the best iterate is chosen by, and the divergence: both on held-out pairs, the first with what is spared."""
-        swaps = share.held_out
-        reached = runs.divergence(at, swaps)
-        if reached is None:
-            return None, None
-        chosen = reached
-        if self.chooses_by == "loss":
-            parts = [swaps[n : n + 32] for n in range(0, len(swaps), 32)]
-            with torch.no_grad():
-                chosen = sum(float(self.loss(runs, at, part)) * len(part) for part in parts) / len(swaps)
-        disturbed = runs.divergence(at, [s for one in share.neutral for s in one])
-        return chosen + self.spare * (disturbed or 0.0), reached
+    def touching(self, rows: Sequence[Row], free: Free, given: Given) -> Mapping[Site, EditRows]:
+        if self.poles == "trained":
+            return super().touching(rows, free, given)
+        (site,), sources = given.sites, [row.source or row.example for row in rows]
+        if self.source == "last":
+            values = list(given.frozen.means(sources, site, LAST_PROMPT)[0][:, None])
+        else:
+            values = given.frozen.reads(sources, site, given.positions)
+        return {site: _swapping(free["q"], values, given.positions, aligned=self.source == "aligned")}
 
-    def _step(
-        self,
-        runs: Runs,
-        optimiser: Optimiser,
-        moved: Moved | None,
-        factors: Factors,
-        swaps: list[Swap],
-        spared: list[Swap],
-    ) -> float:
-        """Moves along one batch; the published loop averages its two halves, whatever their token counts."""
-        half = len(swaps) // 2 if self.micro_batches else len(swaps)
-        parts = [swaps[n : n + half] for n in range(0, len(swaps), half)]
-        leaves = [optimiser.q.detach().clone()] + ([] if moved is None else [moved.values.detach().clone()])
-        total, gradients = 0.0, [torch.zeros_like(leaf) for leaf in leaves]
-        for part in parts:
-            q, *g = [leaf.requires_grad_(True) for leaf in leaves]
-            here = Subspace(q, factors.poles(q, g[0]) if g else None)
-            loss = (self.loss(runs, here, part) + self._disturbed(runs, here, spared)) / len(parts)
-            for gradient, more in zip(gradients, torch.autograd.grad(loss, leaves), strict=True):
-                gradient += more
-            total += float(loss.detach())
-        if not all(bool(torch.isfinite(g).all()) for g in gradients):
-            raise DataError(
-                f"the gradient of {self.name} is not finite (loss {total}); the model overflows on this data. Try bfloat16"
-                " or float32, or look for empty or damaged rows with `steerlab data check`."
-            )
-        optimiser.move(gradients[0])
-        if moved is not None:
-            moved.move(gradients[1])
-        return total
+    def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:
+        cost, spared = self.cost(step.only("", OWN)), step.only(SPARED)
+        return cost + self.spare * self._divergence(spared) if spared.rows else cost
 
-    def _disturbed(self, runs: Runs, at: Subspace, spared: list[Swap]) -> Float[Tensor, ""] | float:
-        if not spared:
-            return 0.0
-        run = runs.swapped(at, spared)
-        return self.spare * run.mean(jensen_shannon(run.scores, run.source))
+    def cost(self, step: Step) -> Float[Tensor, ""]:
+        """What the rows of pairs cost; the published loop averages two halves of a batch, whatever their lengths."""
+        each, half = step.said.each(self.objective(step)), len(step.rows) // 2 if self.micro_batches else len(step.rows)
+        row = step.said.row.to(each.device)
+        halves = [(row >= at) & (row < at + half) for at in range(0, len(step.rows), half)]
+        return torch.stack([self._mean(step, each, here) for here in halves]).mean()
+
+    def judged(self, step: Step, free: Free) -> dict[str, float]:
+        return {"loss": float(self.loss(step, free)), "divergence": float(self._divergence(step.only("")))}
+
+    def _divergence(self, step: Step) -> Float[Tensor, ""]:
+        """Mean Jensen–Shannon divergence per token to the sources."""
+        return self._mean(step, step.said.each(JensenShannon(step.target.scores)))
+
+    def _mean(self, step: Step, each: Float[Tensor, " n"], which: Tensor | None = None) -> Float[Tensor, ""]:
+        """The mean over tokens, the t-th of an answer weighted by t^(−early)."""
+        weight = ((1 + step.said.place.float()) ** -self.early).to(each.device)
+        weight = weight if which is None else weight * which
+        return (each * weight).sum() / weight.sum()
 
     # --- what is served -----------------------------------------------------------------------------------------------
 
-    def _clamp(self, kept: Subspace, factors: Factors) -> Clamp:
-        positive, negative = factors.poles(kept.q) if kept.poles is None else kept.poles
-        return (Push if self.one_sided else Clamp)(kept.q, positive, negative)
+    def served(self, free: Free, given: Given) -> Sequence[Edit]:
+        (clamp,) = self.edits(free, given)
+        assert isinstance(clamp, Clamp)
+        return [(Push if self.one_sided else Clamp)(clamp.q, clamp.positive, clamp.negative)]
 
-    def _measured(self, runs: Runs, share: Share, edit: Clamp) -> dict[str, Any]:
-        told: dict[str, Any] = {"factors": {"positive": edit.positive.tolist(), "negative": edit.negative.tolist()}}
-        if share.held_out:
-            served = runs.clamped(edit, share.held_out)
-            told["divergence_served"] = round(served, 6)
+    def told(self, free: Free, given: Given, curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        (clamp,) = self.served(free, given)
+        assert isinstance(clamp, Clamp)
+        told: dict[str, Any] = {"factors": {"positive": clamp.positive.tolist(), "negative": clamp.negative.tolist()}}
+        if "reach" in given.constants:
+            positive, negative = given.constants["reach"].tolist()
+            told["reach"] = {"positive": positive, "negative": negative}
+        if curve:
+            rows = [row for item in given.held_out for row in both_ways(item.positive, item.negative)]
+            plain, under = (ran(given.frozen, rows, how) for how in (None, _clamping(clamp, rows, given)))
+            told["divergence"] = {
+                "unsteered": round(float(self._divergence(plain)), 6), "held_out": [round(c["divergence"], 6) for c in curve],
+            }  # fmt: skip
+            told["divergence_served"] = round(float(self._divergence(under)), 6)
         return told
 
 
-def _reached(optimiser: Optimiser, moved: Moved | None, factors: Factors) -> Subspace:
-    q = optimiser.q
-    return Subspace(q, None if moved is None else factors.poles(q, moved.values))
+def both_ways(positive: Example, negative: Example) -> list[Row]:
+    """The ordered pairs neg+pos and pos+neg, in this order, as the published loop interleaves them."""
+    return [
+        Row(replace(negative, answer=positive.answer), 1.0, positive),
+        Row(replace(positive, answer=negative.answer), -1.0, negative),
+    ]
 
 
-def _endless(of: list[list[Swap]], generator: torch.Generator) -> Iterator[list[Swap]]:
-    """All in a drawn order, again and again in others; nothing where there are none."""
-    while of:
-        for i in torch.randperm(len(of), generator=generator).tolist():
-            yield of[i]
+def _clamping(edit: Edit, rows: Sequence[Row], given: Given) -> Mapping[Site, EditRows]:
+    strength = torch.tensor([row.strength for row in rows])
+    return {given.sites[0]: put(edit, strength, given.positions)}
 
 
-def both_ways(positive: Example, negative: Example) -> tuple[Swap, Swap]:
-    """The ordered pairs neg+pos and pos+neg, in this order, as the published loop interleaves them. Both have answers."""
-    assert positive.answer and negative.answer  # checked before
-    return (
-        Swap(
-            negative.without_answer(), positive.without_answer(), positive.answer, negative.answer, wants_positive=True
-        ),
-        Swap(
-            positive.without_answer(), negative.without_answer(), negative.answer, positive.answer, wants_positive=False
-        ),
+def _swapping(
+    q: Float[Tensor, "r d"], values: Sequence[Float[Tensor, "k d"]], positions: Positions, *, aligned: bool
+) -> EditRows:
+    """The interchange: coordinates in span(q) become those of one activation, or of as many as there are positions."""
+
+    def at(h: Tensor, index: Tensor, batch: Batch) -> Tensor:
+        x, basis, mask = h.float(), q.to(h.device), batch.mask(positions).to(h.device)
+        mine = [values[i].to(h.device) for i in index.tolist()]
+        wanted = _aligned(mine, mask, positions) @ basis.T if aligned else torch.stack(mine) @ basis.T
+        return torch.where(mask[..., None], x + (wanted - x @ basis.T) @ basis, x).to(h.dtype)
+
+    return at
+
+
+def _aligned(values: Sequence[Float[Tensor, "k d"]], mask: Tensor, positions: Positions) -> Float[Tensor, "b t d"]:
+    """Each source activation in its base position."""
+    given = torch.zeros(*mask.shape, values[0].shape[1], device=mask.device)
+    for n, value in enumerate(values):
+        here = int(mask[n].sum())
+        if here != len(value):
+            raise DataError(
+                f"source='aligned' needs as many positions in the base as in the source; {positions} gives {here} and"
+                f" {len(value)}. Use positions such as 'f3+l2', or source='last'."
+            )
+        given[n, mask[n]] = value
+    return given
+
+
+def _weighted(given: Given, side: Sequence[Example], positions: Positions) -> Float[Tensor, "n d"]:
+    """Rows whose mean is the mean over all tokens of all examples."""
+    mean, count = given.frozen.means(side, given.sites[0], positions)
+    if not bool(count.sum() > 0):
+        raise DataError(
+            f"positions={str(positions)!r} touch no token of {given.contrast.concept or 'the contrast'}'s examples."
+        )
+    return mean * (count / count.mean())[:, None]
+
+
+def _means(given: Given, contrast: Contrast, positions: Positions) -> tuple[Tensor, Tensor]:
+    """Each class's mean activation over the tokens at some positions, `[d]`."""
+    positive, negative = (
+        _weighted(given, side, positions).mean(dim=0) for side in (contrast.positive, contrast.negative)
     )
+    return positive, negative
 
 
-def _told(loss: float, curve: list[float], scale: float | None) -> str:
-    words = f"loss {loss:.4f}"
-    if scale and curve:
-        words += f", held-out divergence {curve[-1] / scale:.3f} of the unsteered"
-    return words
+def _reached(positive: Tensor, negative: Tensor, far: float, near: float) -> tuple[Tensor, Tensor]:
+    """Each class's mean moved so many times as far from the other one."""
+    gap = positive - negative
+    return negative + far * gap, positive - near * gap
+
+
+def _coordinates(q: Float[Tensor, "r d"], positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    return q @ positive, q @ negative

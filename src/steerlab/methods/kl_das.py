@@ -6,17 +6,12 @@ KL(intervened‖source). The published code names them the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from .fused import KL, Objective
 from .interchange import Interchange
-from .objectives import kl
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .runs import Runs, Subspace, Swap
+from .trained import Step
 
 
 @dataclass(frozen=True)
@@ -26,7 +21,5 @@ class KLDAS(Interchange):
     paper: ClassVar[str] = "arXiv 2602.05234"
     direction: Literal["forward", "reverse"] = "forward"
 
-    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
-        run = runs.swapped(at, swaps)
-        each = kl(run.source, run.scores) if self.direction == "forward" else kl(run.scores, run.source)
-        return run.mean(each)
+    def objective(self, step: Step) -> Objective:
+        return KL(step.target.scores, reverse=self.direction == "reverse")

@@ -6,20 +6,21 @@ the reference is the base without any intervention. The scale has RePS's sign (t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
-from .interchange import Interchange
-from .objectives import cross_entropy, scaled_preference
+from .frozen import Said
+from .fused import CrossEntropy, Objective
+from .interchange import OWN, Interchange, Item
+from .objectives import scaled_preference
+from .trained import Row, Step
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .runs import Runs, Subspace, Swap, Swapped
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,23 @@ class PDAS(Interchange):
                 f"pdas has early={self.early}, and its loss compares whole answers, each token alike; leave early=0."
             )
 
-    def loss(self, runs: Runs, at: Subspace, swaps: Sequence[Swap]) -> Tensor:
-        chosen, chosen_tokens = _summed(runs.swapped(at, swaps), len(swaps))
-        rejected, rejected_tokens = _summed(runs.swapped(at, swaps, own=True), len(swaps))
-        reference_chosen, _ = _summed(runs.plain(swaps), len(swaps))
-        reference_rejected, _ = _summed(runs.plain(swaps, own=True), len(swaps))
-        return scaled_preference(
-            chosen, rejected, reference_chosen, reference_rejected, chosen_tokens, rejected_tokens
-        ).mean()
+    def rows(self, item: Item, draw: torch.Generator) -> list[Row]:
+        rows = super().rows(item, draw)
+        own = [
+            replace(rows[0].example, answer=item.negative.answer),
+            replace(rows[1].example, answer=item.positive.answer),
+        ]
+        return [*rows, *(Row(e, row.strength, row.source, OWN) for e, row in zip(own, rows, strict=False))]
+
+    def objective(self, step: Step) -> Objective:
+        return CrossEntropy(step.said.tokens)
+
+    def cost(self, step: Step) -> Float[Tensor, ""]:
+        chosen, rejected = step.only(""), step.only(OWN)
+        (yes, yes_before), (no, no_before) = ((_likely(s.said), _likely(s.reference)) for s in (chosen, rejected))
+        return scaled_preference(yes, no, yes_before, no_before, chosen.said.lengths, rejected.said.lengths).mean()
 
 
-def _summed(run: Swapped, rows: int) -> tuple[Tensor, Tensor]:
-    """Each row's log-probability of its answer, and the answer's number of tokens."""
-    each = -cross_entropy(run.scores, run.tokens)
-    total = torch.zeros(rows, device=each.device).index_add(0, run.row, each)
-    return total, torch.bincount(run.row, minlength=rows)
+def _likely(said: Said) -> Float[Tensor, " b"]:
+    """Each row's log-probability of its answer."""
+    return -said.by_row(said.each(CrossEntropy(said.tokens)))

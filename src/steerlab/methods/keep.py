@@ -1,0 +1,120 @@
+"""What a fit computes once: tensors by name, in memory up to a bound, and beyond it on disk where a folder is given.
+
+On disk a bundle of tensors is one safetensors file, written beside and renamed: a killed writer leaves nothing that is
+read. Files are memory-mapped, shared by all processes, reused by later runs, and the oldest go when the bound is reached.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import ConfigError
+
+MEMORY = 2**30  # bytes
+
+
+class Keep:
+    """`memory` bytes on the tensors' own device; with a `folder`, `disk` bytes more there."""
+
+    def __init__(self, memory: int = MEMORY, disk: int = 0, folder: Path | None = None) -> None:
+        if disk and folder is None:
+            raise ConfigError("a cache on disk needs a folder; give one, or disk=0.")
+        self._left, self._disk, self._folder = memory, disk, folder
+        self._held: dict[str, Tensor] = {}
+        self._files: dict[str, Any] = {}  # name -> an open file that has it
+        self._seen: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._held or self._on_disk(name) is not None
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor, or None where it isn't kept."""
+        if name in self._held:
+            return self._held[name]
+        file = self._on_disk(name)
+        return None if file is None else file.get_tensor(name)
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes more are held in memory."""
+        return size <= self._left
+
+    def put(self, given: Mapping[str, Tensor]) -> None:
+        """Keep what there is room for: memory first, then one file for the rest."""
+        rest: dict[str, Tensor] = {}
+        for name, tensor in given.items():
+            if name in self:
+                continue
+            size = tensor.numel() * tensor.element_size()
+            if self.fits(size):
+                self._held[name] = tensor.clone()
+                self._left -= size
+            else:
+                rest[name] = tensor
+        if rest and self._disk and self._folder is not None:
+            self._write(rest, self._folder)
+
+    # --- on disk ------------------------------------------------------------------------------------------------------
+
+    def _on_disk(self, name: str) -> Any:
+        if self._folder is None:
+            return None
+        if name not in self._files:
+            self._look(self._folder)
+        return self._files.get(name)
+
+    def _look(self, folder: Path) -> None:
+        """Open what has come since the last look; files that can't be read are left alone."""
+        if not folder.is_dir():
+            return
+        for path in folder.iterdir():
+            if path.suffix != ".safetensors" or path.name in self._seen:
+                continue
+            self._seen.add(path.name)
+            with suppress(OSError, SafetensorError):
+                file = safe_open(path, framework="pt")
+                self._files |= dict.fromkeys(file.keys(), file)
+
+    def _write(self, given: Mapping[str, Tensor], folder: Path) -> None:
+        size = sum(t.numel() * t.element_size() for t in given.values())
+        if size > self._disk:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_room(folder, self._disk - size)
+        handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
+        os.close(handle)
+        try:
+            save_file({name: t.contiguous().cpu() for name, t in given.items()}, part)
+            Path(part).replace(Path(part).with_suffix(".safetensors"))
+        except OSError:  # no room on the disk: it is only a cache
+            Path(part).unlink(missing_ok=True)
+            self._disk = 0
+        self._look(folder)
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove the oldest files until the rest takes no more than `size` bytes, and what killed writers left an hour ago."""
+    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.iterdir() if p.is_file())
+    newest = found[-1][0] if found else 0.0
+    total = sum(s for _, s, _ in found)
+    for when, this, path in found:
+        if total > size or (path.suffix == ".part" and newest - when > 3600):
+            with suppress(OSError):
+                path.unlink()
+            total -= this
+
+
+def joined(rows: list[Tensor], real: Tensor) -> Tensor:
+    """Rows `[t_i, d]` in the places where `real` `[b, t]` is true, zeros elsewhere."""
+    whole = torch.zeros(*real.shape, rows[0].shape[-1], dtype=rows[0].dtype, device=rows[0].device)
+    whole[real.to(whole.device)] = torch.cat(rows)
+    return whole

@@ -1,0 +1,90 @@
+"""The laws of training: the fast passes are the plain ones, and many fits at once are each of them alone."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from steerlab import plugins
+from steerlab.methods import trained
+from steerlab.methods.base import method
+from steerlab.methods.frozen import Frozen
+from steerlab.methods.trained import Trained, ran
+from steerlab.testing import planted, tiny
+from steerlab.testing.plain import PlainFrozen
+
+SITE = "1"
+
+
+def trained_only(name: str) -> type[Trained]:
+    cls = plugins.load(name)
+    if not issubclass(cls, Trained):
+        pytest.skip(f"{name} isn't trained through the model")
+    return cls
+
+
+def small(name: str, **settings) -> Trained:
+    cls = trained_only(name)
+    known = {f.name for f in fields(cls)}
+    made = method(name, {"site": SITE, "epochs": 2, "held_out": 0.0, **settings})
+    assert isinstance(made, Trained)
+    return replace(made, **{k: v for k, v in {"rank": 2}.items() if k in known})
+
+
+def first_step(made: Trained, engine, contrast, passes: type[Frozen]):
+    """Loss and gradients of one step over all items, a little away from the start (where some gradients vanish)."""
+    from steerlab.methods.base import parse_sites
+    from steerlab.positions import Positions
+
+    sites, positions = parse_sites(engine, made.site), Positions.parse(made.positions)
+    frozen = passes(engine, sites, close=made.close, pool=made.pools(sites, positions))
+    given = made._given(engine, contrast, sites, positions, frozen)
+    rows = [row for item in given.train for row in made.rows(item, torch.Generator().manual_seed(1))]
+    with torch.no_grad():
+        frozen.prepare([r.example for r in rows], [r.source for r in rows if r.source is not None])
+        begun = made.optimisers(made.initial(given), 1)
+    noise = torch.Generator().manual_seed(2)
+    free = {}
+    for name, value in begun.free.items():
+        moved = value if name == "q" else value + 0.01 * torch.randn(value.shape, generator=noise)
+        free[name] = moved.detach().clone().requires_grad_()
+    loss = made.loss(ran(frozen, rows, made.touching(rows, free, given)), free)
+    return loss.detach(), torch.autograd.grad(loss, list(free.values()), materialize_grads=True)
+
+
+def test_fast_is_plain_in_loss_and_gradients(method_name, architecture):
+    made, engine, contrast = small(method_name), tiny.engine(architecture), planted.contrast(4)
+    (fast, ours), (plain, theirs) = (first_step(made, engine, contrast, p) for p in (Frozen, PlainFrozen))
+    assert float((fast - plain).abs()) <= 1e-6 * max(1.0, float(plain.abs()))
+    assert any(float(g.norm()) > 0 for g in theirs)
+    a, b = (torch.cat([g.flatten() for g in gradients]).double() for gradients in (ours, theirs))
+    assert float((a - b).norm()) <= 1e-6 * float(b.norm())
+
+
+def test_fast_is_plain_in_the_steering(method_name, monkeypatch):
+    made, engine, contrast = small(method_name), planted.engine(), planted.contrast(10)
+    fast = made.fit(engine, contrast)
+    monkeypatch.setattr(trained, "Frozen", PlainFrozen)
+    plain = made.fit(engine, contrast)
+    for a, b in zip(tensors(fast), tensors(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_many_fits_at_once_are_each_alone(method_name):
+    made, engine = small(method_name), planted.engine()
+    contrasts = [planted.contrast(n) for n in (9, 12)] + [planted.contrast(10).swapped()]
+    together = made.fit_many(engine, contrasts)
+    for contrast, steering in zip(contrasts, together, strict=True):
+        alone = made.fit(engine, contrast)
+        assert steering.meta.data == alone.meta.data
+        for a, b in zip(tensors(steering), tensors(alone), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def tensors(steering) -> list[torch.Tensor]:
+    found = []
+    for i in steering.interventions:
+        found += [t for f in fields(i.edit) if isinstance(t := getattr(i.edit, f.name), torch.Tensor)]
+    return found
