@@ -176,7 +176,7 @@ def random_gap(units: list[dict], arm: str) -> float:
     gaps = []
     for group in groups:
         for direction in DIRECTIONS:
-            mine = [u for u in units if u["task"] in group and cell(u, arm, direction, "test", "unit")]
+            mine = [u for u in units if u["task"] in group and arm in u["arms"] and cell(u, arm, direction, "test", "unit")]
             if not mine:
                 continue
             steered = [mean(values("effects", "effect", arm, direction, "unit")(u)) for u in mine]
