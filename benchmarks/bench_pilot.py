@@ -1,6 +1,6 @@
 """What CDAS does on the pilot at unit strength and tuned, and what it costs: `make bench-pilot`.
 
-One layer for all rows, chosen on dev with a seed that is used for nothing else. Then five fits of every task (pairs and
+One layer for all rows, chosen on dev with seeds that are used for nothing else. Then five fits of every task (pairs and
 prompts drawn anew), each tuned on its own dev prompts and reported on held-out test prompts of other wordings. The same on
 the second organism, with three fits and every choice taken over from the pilot. Ends with `bar NAME VALUE GOAL RUN` lines: value >= goal
 is good, and what should be small is printed as its negative.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from steerlab import pilot, progress
 from steerlab.evals.layers import choose_layer
 from steerlab.evals.measure import Amounts
 from steerlab.evals.run import run
-from steerlab.evals.stats import bootstrap, median, percentile
+from steerlab.evals.stats import Estimate, bootstrap, median, percentile
 from steerlab.evals.summarise import cell, values
 from steerlab.evals.unit import ArmPlan, Plan, mean
 from steerlab.meter import Meter
@@ -30,8 +31,8 @@ LAYER_SEED = 1000
 BUDGET = 0.10  # of capability, where a strength is chosen
 # Chosen on dev (benchmarks/pilot_dev.py); all else as it comes.
 PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 96, 48
-OF_BOTH: dict[str, int] = {"rank": 16}
-OF_CONCEPTS: dict[str, int] = {"answer_tokens": 48}
+OF_BOTH: dict[str, int] = {"rank": 16, "epochs": 10}
+OF_CONCEPTS: dict[str, int] = {"answer_tokens": 48, "epochs": 5}
 BOTH = ("refusal", "backdoor")
 DIRECTIONS = ("suppress", "elicit")
 SUBSPACE = "random subspace"  # as many random directions as the fit has
@@ -47,7 +48,7 @@ class Figures(NamedTuple):
     """What the bars are made of, by name."""
 
     bars: dict[str, tuple[float, float]]  # name -> value, goal
-    rows: dict[str, float]  # every share that the second organism has to come near
+    rows: dict[str, float]  # what has a bar, means of fits alone: the second organism has to come near it
 
 
 def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -> Plan:
@@ -64,7 +65,25 @@ def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -
 
 
 def layer_of(variant: str, folder: Path, workers: int) -> int:
-    """The layer with the best joint success over refusal, backdoor and four concepts on dev, each fitted as it will be."""
+    """The layer with the best joint success over refusal, backdoor and four concepts on dev.
+
+    Short fits of one seed find the best two of all layers; two seeds, fitted as they will be, decide between these.
+    """
+    every = range(PilotSuite(variant).engine().depth)
+    _, first = scanned(variant, folder, workers, every, (LAYER_SEED,), {"epochs": 3})
+    best = sorted(first, key=lambda layer: -(first[layer].mean or 0.0))[:2]
+    chosen, second = scanned(variant, folder, workers, sorted(best), (LAYER_SEED, LAYER_SEED + 1), {})
+    what = "joint success at unit strength on dev, less what it loses beyond the budget"
+    for layer in every:
+        more = f"; in full, two seeds: {second[layer]}" if layer in second else ""
+        print(f"layer {layer}: {what}: {first[layer]}{more}{'   <- chosen' if layer == chosen else ''}")
+    return chosen
+
+
+def scanned(
+    variant: str, folder: Path, workers: int, layers: Sequence[int], seeds: tuple[int, ...], shortened: dict[str, int]
+) -> tuple[int, dict[int, Estimate]]:
+    """The best of some layers, and what each scores."""
     concepts = [c.name for c in pilot.concepts(variant)]
     units: list[dict] = []
     for tasks, pairs, settings in (
@@ -72,17 +91,11 @@ def layer_of(variant: str, folder: Path, workers: int) -> int:
         (tuple(concepts[:: len(concepts) // 4][:4]), PAIRS_OF_CONCEPTS, OF_CONCEPTS),
     ):
         plan = replace(
-            plan_for(tasks, (LAYER_SEED,), None), arms=(ArmPlan("cdas", "cdas", settings),),
+            plan_for(tasks, seeds, None), arms=(ArmPlan("cdas", "cdas", {**settings, **shortened}),),
             dev=Amounts(prompts=24, items=30, neutral=1, texts=0, tokens=64),
         )  # fmt: skip
-        suite = PilotSuite(variant, pairs=pairs)
-        units += run(suite, plan, folder, workers=workers, layers=range(suite.engine().depth))
-    best, scores = choose_layer(units, BUDGET, uncounted=[(task, "elicit") for task in BOTH])
-    for layer, score in sorted(scores.items()):
-        print(
-            f"layer {layer}: joint success at unit strength on dev, less what it loses beyond the budget: {score}{'   <- chosen' if layer == best else ''}"
-        )
-    return best
+        units += run(PilotSuite(variant, pairs=pairs), plan, folder, workers=workers, layers=layers)
+    return choose_layer(units, BUDGET, uncounted=[(task, "elicit") for task in BOTH])
 
 
 def measured(variant: str, site: int, folder: Path, seeds: int, workers: int) -> list[dict]:
@@ -116,13 +129,12 @@ def told(units: list[dict], variant: str) -> Figures:
                     f"{task:9} {direction:8} {arm:5} {effect}  worst fit {worst:.3f}  joint success {joint}  (unsteered {plain.mean:.3f})  "
                     f"lost {100 * lost.mean:.1f} [{100 * lost.low:.1f}, {100 * lost.high:.1f}]: refused {100 * refused.mean:.1f}, wrong {100 * wrong.mean:.1f}"
                 )
-                rows[f"{task}_{direction}_{arm}"] = effect.mean
-                rows[f"{task}_{direction}_{arm}_worst_fit"] = worst
-                rows[f"{task}_{direction}_{arm}_lost"] = lost.mean
                 if arm == "cdas":
+                    rows[f"{task}_{direction}_unit"] = effect.mean
                     bars[f"{task}_{direction}_unit"] = (effect.mean, 0.90)
                     bars[f"{task}_{direction}_unit_worst_fit"] = (worst, 0.90)
                 if direction == "suppress":
+                    rows[f"{task}_suppress_lost_{arm}"] = lost.mean
                     bars[f"{task}_suppress_capability_kept_{'plain_clamp' if arm == 'cdas' else arm}"] = (
                         -lost.mean,
                         -0.05,
@@ -156,8 +168,6 @@ def told(units: list[dict], variant: str) -> Figures:
         )
         bars[f"concepts_{direction}_tuned_median_joint"] = (median(shown["tuned"]), goal)
         rows[f"concepts_{direction}_tuned"] = median(shown["tuned"])
-        rows[f"concepts_{direction}_unit"] = median(shown["unit"])
-        rows[f"concepts_{direction}_tuned_lost"] = lost.mean
     gap, wide = random_gap(units, "random"), random_gap(units, SUBSPACE)
     lost = max(mean(values("costs", "lost", "random", d, "unit")(u) or []) or 0.0 for u in units for d in DIRECTIONS)
     print(
@@ -176,7 +186,9 @@ def random_gap(units: list[dict], arm: str) -> float:
     gaps = []
     for group in groups:
         for direction in DIRECTIONS:
-            mine = [u for u in units if u["task"] in group and arm in u["arms"] and cell(u, arm, direction, "test", "unit")]
+            mine = [
+                u for u in units if u["task"] in group and arm in u["arms"] and cell(u, arm, direction, "test", "unit")
+            ]
             if not mine:
                 continue
             steered = [mean(values("effects", "effect", arm, direction, "unit")(u)) for u in mine]

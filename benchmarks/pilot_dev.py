@@ -2,9 +2,11 @@
 
     python benchmarks/pilot_dev.py flow refusal backdoor pirate sea
     python benchmarks/pilot_dev.py settings refusal --set early=0 --set early=0.75,rank=8 --strength 1 --strength 1.5
+    python benchmarks/pilot_dev.py fits backdoor --pairs 96 --seed 0 --seed 2 --set flat=1 --set flat=0.98
 
 `flow` puts the source's whole activation into the base run, block by block, and tells how much of the divergence is left:
-where a behaviour is decided. `settings` fits CDAS with each set of settings and measures it both ways.
+where a behaviour is decided. `settings` fits CDAS with each set of settings and measures it both ways. `fits` fits only, any
+method that tells its divergence, and prints how much of it is left after each epoch.
 """
 
 from __future__ import annotations
@@ -83,17 +85,33 @@ def settings(
                     )
 
 
+def fits(suite: PilotSuite, tasks: list[str], names: list[str], sets: list[dict], seeds: list[int]) -> None:
+    """How far each fit gets on its held-out pairs, and where: half of the divergence left is one way found of two."""
+    engine = suite.engine()
+    for task in tasks:
+        for seed in seeds:
+            data = suite.contrast(task, seed)
+            for name in names:
+                for given in sets:
+                    told = method(name, {"seed": seed, **given}).fit(engine, data).meta.figures
+                    scale = told["divergence"]["unsteered"]
+                    curve = " ".join(f"{v / scale:.3f}" for v in told["divergence"]["held_out"])
+                    print(f"{task} seed {seed} {name} {given}: left {curve}; {told['seconds']:.1f} s", flush=True)
+
+
 def shown(value: float | None) -> str:
     return "not judged" if value is None else f"{value:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("flow", "settings"))
+    parser.add_argument("what", choices=("flow", "settings", "fits"))
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--set", action="append", default=[], help="settings of cdas, as name=value,name=value")
     parser.add_argument("--strength", action="append", type=float, default=[])
     parser.add_argument("--direction", action="append", default=[], choices=DIRECTIONS)
+    parser.add_argument("--seed", action="append", type=int, default=[], help="for fits")
+    parser.add_argument("--method", action="append", default=[], help="for fits")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--pairs", type=int, default=64)
     given = parser.parse_args()
@@ -103,6 +121,9 @@ def main() -> None:
         flow(suite, given.tasks, given.prompts)
         return
     sets = [{k: yaml.safe_load(v) for k, v in (part.split("=") for part in text.split(","))} for text in given.set]
+    if given.what == "fits":
+        fits(suite, given.tasks, given.method or ["cdas"], sets or [{}], given.seed or [SEED])
+        return
     settings(
         suite, given.tasks, sets or [{}], given.strength or [1.0], given.prompts, given.direction or list(DIRECTIONS)
     )

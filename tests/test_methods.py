@@ -15,7 +15,8 @@ from steerlab.methods.frozen import Frozen
 from steerlab.methods.interchange import both_ways
 from steerlab.methods.keep import Keep
 from steerlab.methods.objectives import kl
-from steerlab.methods.trained import ran
+from steerlab.methods.trained import Given, ran
+from steerlab.positions import NOT_TEMPLATE
 from steerlab.sites import Site
 from steerlab.testing import planted
 
@@ -37,9 +38,10 @@ def test_trained_poles_serve_a_lower_divergence_than_factors(rank):
 
 def untouched(pairs, **settings):
     """Rows of both ways, without any edit."""
-    rows = [row for pair in pairs for row in both_ways(*pair)]
+    rows, engine, sites = [row for pair in pairs for row in both_ways(*pair)], planted.engine(), (Site(0),)
+    frozen, generator = Frozen(engine, sites, **settings), torch.Generator()
     with torch.no_grad():
-        return ran(Frozen(planted.engine(), [Site(0)], **settings), rows)
+        return ran(Given(engine, planted.contrast(1), sites, NOT_TEMPLATE, frozen, [], [], generator, {}), rows)
 
 
 def test_early_weighs_an_answers_first_tokens_more():

@@ -14,13 +14,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from .errors import EditError
+from .errors import EditError, nearest
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -29,6 +30,10 @@ Strength = float | Tensor
 Domain = tuple[float, float]
 TWO_SIDED: Domain = (-math.inf, math.inf)
 UNIT: Domain = (0.0, 1.0)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": torch.nn.functional.silu, "relu": torch.relu, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh,
+    "linear": lambda h: h,
+}  # fmt: skip
 TOLERANCE = 1e-4  # how far from orthonormal a stored basis may be
 
 
@@ -83,6 +88,7 @@ class Edit(ABC):
 
     domain: ClassVar[Domain] = TWO_SIDED
     rank: ClassVar[int] = 1
+    bounds: ClassVar[tuple[str, ...]] = ()  # tensors that only say where it acts, and get no gradient
 
     def __call__(self, h: Float[Tensor, "*n d"], s: Strength = 1.0) -> Float[Tensor, "*n d"]:
         """The edited activations, in the shape, dtype and device of `h`.
@@ -468,6 +474,76 @@ class OneSided(Edit):
     def random(cls, width: int, generator: torch.Generator) -> OneSided:
         inner = Clamp.random(width, generator)
         return cls(inner, torch.randn(width, generator=generator), float(torch.randn((), generator=generator)))
+
+
+@dataclass(frozen=True, eq=False)
+class Transport(Edit):
+    """One map for each dimension, scale·h + shift, where low < h < high; elsewhere nothing (Linear-AcT, arXiv 2410.23054).
+
+    h + s·(scale⊙h + shift − h) inside the range that the maps were fitted on, strength in [0, 1].
+    """
+
+    domain: ClassVar[Domain] = UNIT
+    bounds: ClassVar[tuple[str, ...]] = ("low", "high")
+    scale: Float[Tensor, " d"]
+    shift: Float[Tensor, " d"]
+    low: Float[Tensor, " d"]
+    high: Float[Tensor, " d"]
+
+    def __post_init__(self) -> None:
+        scale = _vector("scale", self.scale)
+        rest = {n: _vector(n, getattr(self, n), scale.shape[0]) for n in ("shift", "low", "high")}
+        _keep(self, scale=scale, **rest)
+
+    @property
+    def width(self) -> int:
+        return self.scale.shape[0]
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        inside = (h > self.low) & (h < self.high)
+        return torch.where(inside, h + s * ((self.scale - 1) * h + self.shift), h)
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Transport:
+        scale, shift, low, size = torch.randn(4, width, generator=generator)
+        return cls(scale, shift, low - 1, low + size.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter(Edit):
+    """h + s·φ(h·downᵀ)·up, strength in [0, 1]: a small network beside the stream (arXiv 2603.00425)."""
+
+    domain: ClassVar[Domain] = UNIT
+    down: Float[Tensor, "r d"]
+    up: Float[Tensor, "r d"]
+    activation: str = "silu"
+
+    def __post_init__(self) -> None:
+        down = _matrix("down", self.down)
+        up = _matrix("up", self.up, down.shape[1])
+        if down.shape != up.shape:
+            raise EditError(f"Adapter's down is {_shape(down)} and up {_shape(up)}; expected the same shape [r, d].")
+        if self.activation not in ACTIVATIONS:
+            raise EditError(f"Adapter has the activation {self.activation!r}. {nearest(self.activation, ACTIVATIONS)}")
+        _keep(self, down=down, up=up)
+
+    @property
+    def width(self) -> int:
+        return self.down.shape[1]
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        return h + s * (ACTIVATIONS[self.activation](h @ self.down.T) @ self.up)
+
+    def affine(self, s: Strength = 1.0) -> AffineMap | None:
+        if self.activation != "linear":
+            return None
+        return AffineMap(None, self.down, self.check(s, self.down.device) * self.up, None)
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> Adapter:
+        down, up = torch.randn(2, 2, width, generator=generator) / math.sqrt(width)
+        kinds = sorted(ACTIVATIONS)
+        return cls(down, up, kinds[int(torch.randint(len(kinds), (1,), generator=generator))])
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,7 +110,8 @@ class Positions:
     def parse(cls, text: str) -> Positions:
         """Positions by name (`not_template`, `all`, `prompt`, `generated`, `decoding`, `last_prompt`), or `f3+l2`.
 
-        `fN+lM` is the field's shorthand for the first N and the last M prompt tokens after the template's head.
+        `fN+lM` is the field's shorthand for the first N and the last M prompt tokens after the template's head, `pN+sM`
+        for those of the whole prompt, BOS included.
         """
         import re
 
@@ -119,14 +120,21 @@ class Positions:
             return NAMED[name]
         union = cls()
         for piece in name.split("+"):
-            found = re.fullmatch(r"([fl])([1-9]\d*)", piece)
+            found = re.fullmatch(r"([flps])([1-9]\d*)", piece)
             if not found:
                 from .errors import nearest
 
                 raise DataError(
                     f"positions are {text!r}; expected a name or a form like 'f3+l2'. {nearest(name, NAMED)}"
                 )
-            union |= first(int(found[2])) if found[1] == "f" else last(int(found[2]))
+            count = int(found[2])
+            ways = {
+                "f": first(count),
+                "l": last(count),
+                "p": Positions((Window(0, count),)),
+                "s": Positions((Window(-count),)),
+            }
+            union |= ways[found[1]]
         return union
 
     def __str__(self) -> str:

@@ -309,7 +309,7 @@ class Frozen:
             with torch.no_grad():
                 at = self.engine.resume(batch, sites=[below, *self._pooled_sites], logits=False).at
                 self._pooling(examples, batch, at)
-                hidden = at[below]
+                hidden = finite(at[below], str(below))
             self._keep.put({n: row[here.to(row.device)] for n, row, here in zip(names, hidden, real, strict=True)})
             return Start(self._layer, hidden)
         return Start(self._layer, joined([row for row in rows if row is not None], real))

@@ -211,7 +211,7 @@ class Interchange(Trained):
         for sign in (1.0, -1.0):
             mine = [row for row in rows if row.strength == sign]
             left = [
-                float(self._divergence(ran(given.frozen, mine, _clamping(Clamp(q[:1], p, n), mine, given))))
+                float(self._divergence(ran(given, mine, _clamping(Clamp(q[:1], p, n), mine, given))))
                 for reach in REACHES
                 for p, n in [_coordinates(q[:1], *_reached(positive, negative, reach, reach))]
             ]
@@ -285,7 +285,7 @@ class Interchange(Trained):
             told["reach"] = {"positive": positive, "negative": negative}
         if curve:
             rows = [row for item in given.held_out for row in both_ways(item.positive, item.negative)]
-            plain, under = (ran(given.frozen, rows, how) for how in (None, _clamping(clamp, rows, given)))
+            plain, under = (ran(given, rows, how) for how in (None, _clamping(clamp, rows, given)))
             told["divergence"] = {
                 "unsteered": round(float(self._divergence(plain)), 6), "held_out": [round(c["divergence"], 6) for c in curve],
             }  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -78,6 +78,12 @@ class Adam(Optimiser):
         if self._clip is not None:
             torch.nn.utils.clip_grad_norm_(self._leaves.values(), self._clip)
         self._adam.step()
+
+    def change(self, how: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> None:
+        """Put the parameters elsewhere, as a proximal step does."""
+        with torch.no_grad():
+            for name, value in how({n: t.detach().clone() for n, t in self._leaves.items()}).items():
+                self._leaves[name].copy_(value)
 
     def _rate(self) -> float:
         if self._done < self._warm:

@@ -28,6 +28,7 @@ class PDAS(Interchange):
     """Prefer the source's answer to the base's own under interchange, and clamp to the poles that this takes."""
 
     paper: ClassVar[str] = "arXiv 2602.05234"
+    referring: ClassVar[bool] = True
     early: float = 0.0
 
     def __post_init__(self) -> None:

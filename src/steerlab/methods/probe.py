@@ -37,7 +37,7 @@ class Probe(FromActivations):
         x = torch.cat([positive, negative]).double()
         x = (x - x.mean(dim=0)) / (spread := x.std(dim=0).clamp_min(1e-8))
         y = torch.cat([torch.ones(len(positive)), -torch.ones(len(negative))]).double()
-        train, test = self._split(len(positive), len(negative))
+        train, test = split_rows(len(positive), len(negative), self.held_out, self.seed)
         best, chosen = -1.0, self.ridges[0]
         for ridge in sorted(self.ridges, reverse=True):  # ties go to the strongest
             weight, bias = fit_logistic(x[train], y[train], ridge)
@@ -47,14 +47,15 @@ class Probe(FromActivations):
         weight, _ = fit_logistic(x, y, chosen)
         return Shift(along((weight / spread).float(), positive, negative))
 
-    def _split(self, n: int, m: int) -> tuple[Tensor, Tensor]:
-        """Rows to fit and rows to choose on, the same share of each class, drawn alike for both."""
-        parts: list[tuple[Tensor, Tensor]] = []
-        for size, offset in ((n, 0), (m, n)):
-            order = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed)) + offset
-            cut = max(1, round(size * self.held_out))
-            parts.append((order[cut:], order[:cut]))
-        return torch.cat([parts[0][0], parts[1][0]]), torch.cat([parts[0][1], parts[1][1]])
+
+def split_rows(n: int, m: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to fit and rows to choose on, the same share of each class, drawn alike for both."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    for size, offset in ((n, 0), (m, n)):
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)) + offset
+        cut = max(1, round(size * held_out))
+        parts.append((order[cut:], order[:cut]))
+    return torch.cat([parts[0][0], parts[1][0]]), torch.cat([parts[0][1], parts[1][1]])
 
 
 def fit_logistic(x: Tensor, y: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

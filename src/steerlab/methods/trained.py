@@ -44,6 +44,7 @@ class Row(NamedTuple):
     strength: float = 1.0
     source: Example | None = None  # the same answer under another prompt, untouched
     tag: str = ""
+    seed: int = 0  # of noise, where an edit draws any
 
 
 class Step(NamedTuple):
@@ -52,6 +53,7 @@ class Step(NamedTuple):
     rows: Sequence[Row]
     said: Said
     frozen: Frozen
+    positions: Positions
     gone: float = 1.0  # the share of all steps that lies behind; 1 when measuring
 
     def only(self, *tags: str) -> Step:
@@ -95,6 +97,10 @@ class Trained(Method):
     """
 
     up: ClassVar[float] = 2 / 3  # of the depth, where no site is given
+    referring: ClassVar[bool] = False  # whether the loss asks for `Step.reference`
+    small: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # settings for models of some million parameters, where the paper's can't work
     site: str | None = None
     positions: str = "not_template"
     epochs: int = 6
@@ -129,6 +135,10 @@ class Trained(Method):
     @abstractmethod
     def rows(self, item: Any, draw: torch.Generator) -> list[Row]:
         """The sequences of one item; what is drawn is drawn anew each time it comes up."""
+
+    def batch(self, items: Sequence[Any], draw: torch.Generator) -> list[Row]:
+        """The sequences of a batch."""
+        return [row for item in items for row in self.rows(item, draw)]
 
     @abstractmethod
     def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:
@@ -176,7 +186,7 @@ class Trained(Method):
 
         Equal to fitting each alone, but for rounding.
         """
-        sites, positions = parse_sites(engine, self.site, up=self.up), Positions.parse(self.positions)
+        sites, positions = self.placed(engine), Positions.parse(self.positions)
         self.check(engine, sites)
         with Meter() as meter:
             frozen = Frozen(
@@ -199,6 +209,10 @@ class Trained(Method):
             for fit, (interventions, figures) in zip(fits, made, strict=True)
         ]
 
+    def placed(self, engine: Trainable) -> tuple[Site, ...]:
+        """Where it is edited."""
+        return parse_sites(engine, self.site, up=self.up)
+
     def check(self, engine: Trainable, sites: Sequence[Site]) -> None:
         """Raise `ConfigError` for settings that this model or these sites can't have."""
 
@@ -210,6 +224,11 @@ class Trained(Method):
             raise DataError(
                 f"{self.name} trains on answers, and {without} of {2 * len(contrast.pairs)} examples have none. Add answers"
                 " (`steerlab data make` lets the model write them), or use diff_means."
+            )
+        if all((p.messages, p.answer) == (n.messages, n.answer) for p, n in contrast.pairs):
+            raise DataError(
+                f"the examples of both classes are identical in all {len(contrast.pairs)} pairs, so there is nothing to learn."
+                " Do the columns hold what they should?"
             )
         parts = [contrast]
         if self.held_out and len(contrast.pairs) >= 5:
@@ -266,7 +285,7 @@ class _Fit:
         size = self.method.batch_size
         chosen, self._order = self._order[:size], self._order[size:]
         self._batch = len(chosen)
-        return [row for i in chosen for row in self.method.rows(self.given.train[i], self.given.generator)]
+        return self.method.batch([self.given.train[i] for i in chosen], self.given.generator)
 
     def learn(self, loss: float, gradients: Mapping[str, Tensor]) -> None:
         """One step; at the end of an epoch, what it has come to."""
@@ -307,27 +326,28 @@ class _Fit:
             self.best = free
             return
         draw = torch.Generator().manual_seed(self.method.seed)
-        rows = [row for item in self.given.held_out for row in self.method.rows(item, draw)]
+        rows = self.method.batch(self.given.held_out, draw)
         with torch.no_grad():
-            found = self.method.judged(ran(self.given.frozen, rows, self.method.touching(rows, free, self.given)), free)
+            found = self.method.judged(ran(self.given, rows, self.method.touching(rows, free, self.given)), free)
         self.curve.append(found)
         if self._least is None or found["loss"] < self._least:
             self._least, self.best = found["loss"], free
 
 
-def ran(frozen: Frozen, rows: Sequence[Row], touching: Mapping[Site, EditRows] | None = None) -> Step:
+def ran(given: Given, rows: Sequence[Row], touching: Mapping[Site, EditRows] | None = None) -> Step:
     """Some rows under edits, or without any."""
-    return Step(rows, frozen.run([row.example for row in rows], touching), frozen)
+    return Step(rows, given.frozen.run([row.example for row in rows], touching), given.frozen, given.positions)
 
 
 def _prepare(frozen: Frozen, fits: Sequence[_Fit]) -> None:
     """All that passes need and never changes, for all fits at once."""
     draw = torch.Generator().manual_seed(0)
-    rows = [
-        row for fit in fits for item in (*fit.given.train, *fit.given.held_out) for row in fit.method.rows(item, draw)
-    ]
-    bases = list(dict.fromkeys(row.example for row in rows))
-    frozen.prepare(bases, list(dict.fromkeys(row.source for row in rows if row.source is not None)))
+    rows = [row for fit in fits for row in fit.method.batch([*fit.given.train, *fit.given.held_out], draw)]
+    bases = [row.example for row in rows]
+    compared = [row.source for row in rows if row.source is not None]
+    if fits and fits[0].method.referring:
+        compared += bases
+    frozen.prepare(list(dict.fromkeys(bases)), list(dict.fromkeys(compared)))
 
 
 def _together(turn: Sequence[_Fit], frozen: Frozen) -> None:
@@ -338,7 +358,7 @@ def _together(turn: Sequence[_Fit], frozen: Frozen) -> None:
     touching = [fit.method.touching(r, free, fit.given) for fit, r, free in zip(turn, rows, leaves, strict=True)]
     said = frozen.run([row.example for r in rows for row in r], _merged(touching, ends))
     losses = [
-        fit.method.loss(Step(r, said.part(end - len(r), end), frozen, fit.gone), free)
+        fit.method.loss(Step(r, said.part(end - len(r), end), frozen, fit.given.positions, fit.gone), free)
         for fit, r, free, end in zip(turn, rows, leaves, ends, strict=True)
     ]
     flat = [t for free in leaves for t in free.values()]

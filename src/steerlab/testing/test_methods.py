@@ -20,8 +20,13 @@ LEAST = 0.2  # nats by which strength 1 must move the first token of the wanted 
 
 
 def fitted(name: str, contrast: Contrast | None = None, **settings) -> Steering:
-    made = method(name, {**at_site(name), **settings})
+    made = method(name, {**small(name), **at_site(name), **settings})
     return made.fit(planted.engine(), contrast or planted.contrast())
+
+
+def small(name: str) -> dict:
+    """What a method says it needs on a small model."""
+    return dict(getattr(plugins.load(name), "small", {}))
 
 
 def at_site(name: str) -> dict[str, str]:
@@ -121,7 +126,7 @@ def test_on_any_architecture_it_is_fitted_saved_and_moves_both_ways(method_name,
 
     engine = tiny.engine(architecture)
     sites = {"site": "1"} if at_site(method_name) else {}
-    steering = method(method_name, sites).fit(engine, planted.contrast(6))
+    steering = method(method_name, {**small(method_name), **sites}).fit(engine, planted.contrast(6))
     steering.save(tmp_path / "steering.safetensors")
     assert Steering.load(tmp_path / "steering.safetensors").digest == steering.digest
     examples = [e for side in planted.pairs(torch.Generator().manual_seed(5), 2) for e in side]
@@ -168,7 +173,7 @@ def test_a_model_that_gives_nan_raises(method_name):
         model.get_input_embeddings().weight[30:60] = float("nan")
     broken = HFEngine(model, tiny.tokenizer(), name="broken")
     with pytest.raises(DataError, match="NaN or infinite"):
-        method(method_name, at_site(method_name)).fit(broken, planted.contrast())
+        method(method_name, {**small(method_name), **at_site(method_name)}).fit(broken, planted.contrast())
 
 
 def test_a_site_that_the_model_lacks_raises_with_the_last_one_there_is(method_name):

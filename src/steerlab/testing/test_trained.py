@@ -12,6 +12,7 @@ from steerlab.methods import trained
 from steerlab.methods.base import method
 from steerlab.methods.frozen import Frozen
 from steerlab.methods.trained import Trained, ran
+from steerlab.positions import Positions
 from steerlab.testing import planted, tiny
 from steerlab.testing.plain import PlainFrozen
 
@@ -28,20 +29,17 @@ def trained_only(name: str) -> type[Trained]:
 def small(name: str, **settings) -> Trained:
     cls = trained_only(name)
     known = {f.name for f in fields(cls)}
-    made = method(name, {"site": SITE, "epochs": 2, "held_out": 0.0, **settings})
+    made = method(name, {**cls.small, "site": SITE, "epochs": 2, "held_out": 0.0, **settings})
     assert isinstance(made, Trained)
     return replace(made, **{k: v for k, v in {"rank": 2}.items() if k in known})
 
 
 def first_step(made: Trained, engine, contrast, passes: type[Frozen]):
     """Loss and gradients of one step over all items, a little away from the start (where some gradients vanish)."""
-    from steerlab.methods.base import parse_sites
-    from steerlab.positions import Positions
-
-    sites, positions = parse_sites(engine, made.site), Positions.parse(made.positions)
+    sites, positions = made.placed(engine), Positions.parse(made.positions)
     frozen = passes(engine, sites, close=made.close, pool=made.pools(sites, positions))
     given = made._given(engine, contrast, sites, positions, frozen)
-    rows = [row for item in given.train for row in made.rows(item, torch.Generator().manual_seed(1))]
+    rows = made.batch(given.train, torch.Generator().manual_seed(1))
     with torch.no_grad():
         frozen.prepare([r.example for r in rows], [r.source for r in rows if r.source is not None])
         begun = made.optimisers(made.initial(given), 1)
@@ -50,7 +48,7 @@ def first_step(made: Trained, engine, contrast, passes: type[Frozen]):
     for name, value in begun.free.items():
         moved = value if name == "q" else value + 0.01 * torch.randn(value.shape, generator=noise)
         free[name] = moved.detach().clone().requires_grad_()
-    loss = made.loss(ran(frozen, rows, made.touching(rows, free, given)), free)
+    loss = made.loss(ran(given, rows, made.touching(rows, free, given)), free)
     return loss.detach(), torch.autograd.grad(loss, list(free.values()), materialize_grads=True)
 
 
@@ -60,7 +58,7 @@ def test_fast_is_plain_in_loss_and_gradients(method_name, architecture):
     assert float((fast - plain).abs()) <= 1e-6 * max(1.0, float(plain.abs()))
     assert any(float(g.norm()) > 0 for g in theirs)
     a, b = (torch.cat([g.flatten() for g in gradients]).double() for gradients in (ours, theirs))
-    assert float((a - b).norm()) <= 1e-6 * float(b.norm())
+    assert float((a - b).norm()) <= 1e-6 * max(float(b.norm()), 2e-3)  # float32 leaves no more of sums of this size
 
 
 def test_fast_is_plain_in_the_steering(method_name, monkeypatch):

@@ -1,0 +1,82 @@
+"""RePS, reference-free preference steering (arXiv 2505.20809): a vector preferred both ways.
+
+Added at a drawn factor α it has to prefer the concept's answer to the plain one; taken out, the other way round:
+h + (α + b)·v (eq. 2), and h − ReLU(h·v + b)/‖v‖²·v (eq. 3). The loss is SimPO with a scale from the untouched model
+(`objectives.scaled_preference`, eq. 4). Winner and loser of a pair share one factor, as in the paper (its code draws two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..edits import Edit, Shift
+from ..engines.base import Batch
+from ..sites import Site
+from .frozen import EditRows
+from .objectives import scaled_preference
+from .trained import Free, Given, Row, Step
+from .vectors import Pair, TrainedVector, elicited, likely
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+NULL = "null"  # rows whose direction is taken out
+LOSER = "+loses"
+
+
+@dataclass(frozen=True)
+class RePS(TrainedVector):
+    """Add what makes the concept's answers preferred; without it they aren't."""
+
+    paper: ClassVar[str] = "arXiv 2505.20809"
+    referring: ClassVar[bool] = True
+    small: ClassVar[Mapping[str, Any]] = {"factors": (0.5, 1.0, 1.5)}
+    factors: tuple[float, ...] = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
+    step: float = 0.04
+    batch_size: int = 6
+    epochs: int = 18
+
+    def initial(self, given: Given) -> Free:
+        return {**super().initial(given), "b": torch.zeros(len(given.sites), 1)}
+
+    def edits(self, free: Free, given: Given) -> Sequence[Edit]:
+        return [Shift((self.unit + b) * v) for v, b in zip(free["v"], free["b"], strict=True)]
+
+    def rows(self, item: Pair, draw: torch.Generator) -> list[Row]:
+        strength, concept, plain = self.strength(draw), elicited(item), item[1]
+        return [
+            Row(concept, strength), Row(plain, strength, tag=LOSER),
+            Row(plain, 0.0, tag=NULL), Row(concept, 0.0, tag=NULL + LOSER),
+        ]  # fmt: skip
+
+    def touching(self, rows: Sequence[Row], free: Free, given: Given) -> Mapping[Site, EditRows]:
+        factor = torch.tensor([row.strength * self.unit for row in rows])
+        null = torch.tensor([row.tag.startswith(NULL) for row in rows])
+
+        def at(v: Tensor, b: Tensor) -> EditRows:
+            def put(h: Tensor, index: Tensor, batch: Batch) -> Tensor:
+                x, w, more, here = h.float(), v.to(h.device), b.to(h.device), index.cpu()
+                added = x + (factor[here].to(h.device)[:, None, None] + more) * w
+                over = torch.relu(x @ w + more) / w.square().sum()
+                edited = torch.where(null[here].to(h.device)[:, None, None], x - over[..., None] * w, added)
+                mask = batch.mask(given.positions).to(h.device)[..., None]
+                return torch.where(mask, edited, x).to(h.dtype)
+
+            return put
+
+        vectors = zip(given.sites, free["v"], free["b"], strict=True)
+        return {site: at(v, b) for site, v, b in vectors}
+
+    def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:
+        return torch.stack([_preferred(step, tag) for tag in ("", NULL)]).mean()
+
+
+def _preferred(step: Step, tag: str) -> Float[Tensor, ""]:
+    winner, loser = step.only(tag), step.only(tag + LOSER)
+    (won, won_before), (lost, lost_before) = ((likely(s.said), likely(s.reference)) for s in (winner, loser))
+    return scaled_preference(won, lost, won_before, lost_before, winner.said.lengths, loser.said.lengths).mean()

@@ -1,0 +1,72 @@
+"""What methods share that train a vector to be added: h + s·v."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..contrast import Example
+from ..edits import Edit, Shift
+from ..errors import ConfigError
+from .frozen import Said
+from .fused import CrossEntropy
+from .trained import Free, Given, Trained
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Pair = tuple[Example, Example]  # with the concept, without
+
+
+@dataclass(frozen=True)
+class TrainedVector(Trained):
+    """A vector per site, trained at `factors` times its length, one drawn for each sequence; strength 1 is their median."""
+
+    factors: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.factors or min(self.factors) <= 0:
+            raise ConfigError(f"{type(self).__name__} has the factors {self.factors}; expected positive numbers.")
+
+    @property
+    def unit(self) -> float:
+        """The factor that strength 1 stands for."""
+        return float(median(self.factors))
+
+    def strength(self, draw: torch.Generator) -> float:
+        """One of the factors, in strengths."""
+        return self.factors[int(torch.randint(len(self.factors), (1,), generator=draw))] / self.unit
+
+    def initial(self, given: Given) -> Free:
+        width = given.engine.width(given.sites[0])
+        return {"v": (2 * torch.rand(len(given.sites), width, generator=given.generator) - 1) / math.sqrt(width)}
+
+    def edits(self, free: Free, given: Given) -> Sequence[Edit]:
+        return [Shift(self.unit * v) for v in free["v"]]
+
+
+def elicited(pair: Pair) -> Example:
+    """The plain prompt with the answer that has the concept."""
+    return replace(pair[1], answer=pair[0].answer)
+
+
+def suppressed(pair: Pair) -> Example:
+    """The concept's prompt with the plain answer."""
+    return replace(pair[0], answer=pair[1].answer)
+
+
+def costs(said: Said) -> Float[Tensor, " n"]:
+    """−log p of each answer token."""
+    return said.each(CrossEntropy(said.tokens))
+
+
+def likely(said: Said) -> Float[Tensor, " b"]:
+    """Each row's log-probability of its answer."""
+    return -said.by_row(costs(said))
