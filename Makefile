@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test test-all mutants lint format bench-pilot table judges stories pictures clean
+.PHONY: help setup demo test test-all mutants lint format bench-pilot bench-training table judges stories pictures clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ table: setup  ## every method on refusal, backdoor and every third concept (an h
 
 judges: setup  ## are the judges fooled by keyword lists, shuffled words, echoed prompts?
 	@$(BIN)/python benchmarks/table.py --judges
+
+bench-training: setup  ## training against the published loops: time, memory, equality (an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_training.py
 
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py

@@ -207,3 +207,32 @@ def test_every_command_takes_a_yaml_file_of_its_flags():
     found = dict(commands(typer.main.get_command(cli.build(["fit"]))))
     assert len(found) > 15
     assert [path for path, flags in found.items() if "--config" not in flags] == []
+
+
+def test_a_dry_run_tells_what_a_fit_takes_and_writes_nothing(steerlab, model, data, tmp_path):
+    out = tmp_path / "s.safetensors"
+    flags = ("--data", data, "--model", model, "--out", str(out), "--site", "1", "--dry-run")
+    code, shown, said = steerlab("fit", "cdas", *flags, "--json")
+    assert code == 0, said
+    told = json.loads(shown)
+    assert told["steps"] == 54  # 36 of 40 pairs (families stay whole), 4 at a time, 6 epochs
+    assert told["seconds"] > 0
+    assert 0 < told["kept_mib"] <= told["memory_mib"]
+    assert "54 steps, about" in steerlab("fit", "cdas", *flags)[1]
+    assert not out.exists()
+    code, _, said = steerlab("fit", "diff-means", *flags)
+    assert code != 0
+    assert "just run it" in said
+
+
+def test_activations_are_kept_on_disk_and_read_by_the_next_fit(steerlab, model, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERLAB_CACHE", str(tmp_path / "cache"))
+    flags = ("fit", "cdas", "--data", data, "--model", model, "--site", "1", "--epochs", "1", "--cache-gb", "0.1")
+    assert steerlab(*flags, "--out", str(tmp_path / "a.safetensors"))[0] == 0
+    (folder,) = (tmp_path / "cache" / "activations").iterdir()
+    written = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert written
+    assert steerlab(*flags, "--out", str(tmp_path / "b.safetensors"))[0] == 0
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == written, "the second fit computed nothing anew"
+    one, other = (sl.Steering.load(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert one.digest == other.digest

@@ -27,7 +27,7 @@ def begun(name, pairs=4, **settings):
     made, engine, contrast = method(name, {"site": "0", **settings}), planted.engine(), planted.contrast(pairs)
     sites, positions = made.placed(engine), Positions.parse(made.positions)
     frozen = Frozen(engine, sites, pool=made.pools(sites, positions))
-    given = made._given(engine, contrast, sites, positions, frozen)
+    given = made.given(engine, contrast, sites, positions, frozen)
     rows = made.batch(given.train, torch.Generator().manual_seed(0))
     return made, given, rows, {k: v.clone().requires_grad_() for k, v in made.initial(given).items()}
 

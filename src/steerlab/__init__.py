@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .controls import Constant, Control, Gate
     from .edits import (
         Ablate,
+        Adapter,
         Affine,
         AffineMap,
         Clamp,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         Rotate,
         Scale,
         Shift,
+        Transport,
     )
     from .engines.base import Reply, Runner, Sampling, Trainable
     from .engines.hf import HFEngine
@@ -44,8 +46,9 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from .judges.base import Judge, Score
-    from .loading import load, read_data
+    from .loading import load, read_data, read_prompts
     from .methods.base import Method, method
+    from .methods.gates import gated
     from .positions import (
         ALL,
         DECODING,
@@ -65,7 +68,8 @@ _HOMES = {
     "contrast": ("Contrast", "Example", "Message"),
     "controls": ("Constant", "Control", "Gate"),
     "edits": (
-        "Ablate", "Affine", "AffineMap", "Clamp", "Edit", "OneSided", "PointTo", "Push", "Rotate", "Scale", "Shift",
+        "Ablate", "Adapter", "Affine", "AffineMap", "Clamp", "Edit", "OneSided", "PointTo", "Push", "Rotate", "Scale", "Shift",
+        "Transport",
     ),
     "engines.base": ("Reply", "Runner", "Sampling", "Trainable"),
     "engines.hf": ("HFEngine",),
@@ -74,8 +78,9 @@ _HOMES = {
         "UnsupportedError",
     ),
     "judges.base": ("Judge", "Score"),
-    "loading": ("load", "read_data"),
+    "loading": ("load", "read_data", "read_prompts"),
     "methods.base": ("Method", "method"),
+    "methods.gates": ("gated",),
     "positions": (
         "ALL", "DECODING", "GENERATED", "LAST_PROMPT", "NOT_TEMPLATE", "PROMPT", "Positions", "Window", "first", "last",
     ),
@@ -85,12 +90,12 @@ _HOMES = {
 _HOME = {name: module for module, held in _HOMES.items() for name in held}
 
 __all__ = [  # noqa: RUF022  (plain order, the version last)
-    "ALL", "Ablate", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast",
+    "ALL", "Ablate", "Adapter", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast",
     "Control", "DECODING", "DataError", "Edit", "EditError", "Example", "GENERATED", "Gate", "HFEngine",
     "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method", "NOT_TEMPLATE", "OneSided",
     "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling", "Scale", "Score",
-    "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "UnsupportedError", "Window", "first",
-    "last", "load", "method", "read_data", "__version__",
+    "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "Transport", "UnsupportedError", "Window", "first",
+    "gated", "last", "load", "method", "read_data", "read_prompts", "__version__",
 ]  # fmt: skip
 
 

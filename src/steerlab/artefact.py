@@ -45,11 +45,16 @@ def settle(thing: T) -> T:
 
 
 def flatten(thing: object, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A dataclass as `{"kind": its class, field: value}`; its tensors apart, under names that begin with `prefix`."""
+    """A dataclass as `{"kind": its class, field: value}`; its tensors apart, under names that begin with `prefix`.
+
+    A field that came later (`metadata={"later": True}`) is left out at its default, so that older files keep their digest.
+    """
     row: dict[str, Any] = {"kind": type(thing).__name__}
     tensors: dict[str, Tensor] = {}
     for f in dataclasses.fields(cast("Any", thing)):
         value, name = getattr(thing, f.name), f"{prefix}.{f.name}"
+        if f.metadata.get("later") and value == f.default:
+            continue
         if isinstance(value, Tensor):
             row[f.name] = {"tensor": name}
             tensors[name] = value

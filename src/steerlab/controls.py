@@ -11,7 +11,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
@@ -21,7 +21,7 @@ from .errors import EditError
 from .sites import Site
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
     from .positions import Positions
 
@@ -108,8 +108,10 @@ class Constant(Control):
 class Gate(Control):
     """A linear probe decides between `value` and exactly 0: open where h·direction > threshold at the site it reads.
 
-    `held=False` decides at each token. `held=True` decides once, at the last prompt token, and keeps to it: it can
-    only act from that token on (positions such as `DECODING`), since earlier ones have passed by then.
+    By itself it decides at each token. `held=True` decides once, at the last prompt token, and keeps to it: it can
+    only act from that token on (positions such as `DECODING`), since earlier ones have passed by then. `ahead=True` also
+    decides at the last prompt token, but of a pass of the untouched prompt before everything else: it can then act at
+    every token and read any site, for one more pass of the prompt.
     """
 
     held_needs: ClassVar[str] = "positions that start at the last prompt token, such as DECODING"
@@ -118,8 +120,11 @@ class Gate(Control):
     threshold: float
     value: float = 1.0
     held: bool = False
+    ahead: bool = field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:
+        if self.held and self.ahead:
+            raise EditError("a gate is held or decides ahead; give one of held=True and ahead=True.")
         if self.direction.ndim != 1 or not bool(torch.isfinite(self.direction).all()):
             raise EditError("a gate's direction must be a finite vector [d].")
         if not (math.isfinite(self.threshold) and math.isfinite(self.value)):
@@ -136,13 +141,23 @@ class Gate(Control):
         return {"open": torch.zeros(rows, dtype=torch.bool, device=device)} if self.held else {}
 
     def strength(self, read: Mapping[Site, Tensor], tokens: Tokens, state: State) -> tuple[Tensor, State]:
-        is_open = (read[self.site].float() @ self.direction) > self.threshold
+        if self.ahead:
+            raise EditError("this gate decides ahead, and nobody has decided it yet; this is a mistake in the engine.")
+        is_open = self.opens(read[self.site])
         if self.held:
             deciding = tokens.position == tokens.prompt_length[:, None] - 1
             decided = (is_open & deciding).any(dim=1)
             state = {"open": torch.where(deciding.any(dim=1), decided, state["open"])}
             is_open = state["open"][:, None].expand_as(tokens.ids)
         return (is_open.float() * self.value)[..., None], state
+
+    def opens(self, h: Float[Tensor, "*n d"]) -> Bool[Tensor, "*n"]:
+        """Whether it is open at these activations."""
+        return (h.float() @ self.direction) > self.threshold
+
+    def decided(self, is_open: bool) -> Constant:
+        """What a gate that decides ahead comes to."""
+        return Constant(self.value if is_open else 0.0)
 
     def scaled(self, k: float) -> Gate:
         return dataclasses.replace(self, value=self.value * k)

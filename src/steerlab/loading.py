@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .contrast import Contrast
+    from .contrast import Contrast, Example
     from .engines.hf import HFEngine
     from .engines.render import Template
 
@@ -48,3 +48,30 @@ def read_data(
     if kind and variant in pilot.VARIANTS:
         return pilot.contrast(kind, n=n, seed=seed, variant=variant)
     return Contrast.read(source, layout=layout, concept=concept)
+
+
+def read_prompts(source: str, *, n: int = 512, seed: int = 0) -> tuple[Example, ...]:
+    """Prompts from a text file, one in each line, or from the pilot's own corpus by kind: `pilot:neutral`.
+
+    Raises `DataError` for a file without any, `ArtefactError` where there is none.
+    """
+    from pathlib import Path
+
+    from . import pilot
+    from .contrast import Example
+    from .errors import ArtefactError, DataError, nearest
+
+    variant, _, kind = source.partition(":")
+    if kind and variant in pilot.VARIANTS:
+        return pilot.prompts(kind, n=n, seed=seed, variant=variant)
+    path = Path(source)
+    if not path.is_file():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ArtefactError(f"there is no file {source} of prompts. {nearest(path.name, beside)}")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{source} isn't UTF-8 text ({problem}); expected one prompt in each line.") from problem
+    if not any(lines):
+        raise DataError(f"{source} holds no prompt; expected one in each line.")
+    return tuple(Example.ask(line) for line in lines if line)

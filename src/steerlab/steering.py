@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from . import artefact, controls, edits, plugins
 from .contrast import Message
-from .controls import Constant, Control
+from .controls import Constant, Control, Gate
 from .edits import Clamp, Edit, Push
 from .errors import ArtefactError, EditError, SteerlabError
 from .positions import NOT_TEMPLATE, Positions
@@ -88,7 +88,7 @@ class Intervention:
         if problem := self.control.problem(self.positions):
             raise EditError(problem + ".")
         late = [str(s) for s in self.control.reads if s.depth > self.site.depth]
-        if late:
+        if late and not (isinstance(self.control, Gate) and self.control.ahead):
             raise EditError(
                 f"the control at {self.site} reads {', '.join(late)}, which a forward pass reaches only later; read at or"
                 " before the site that it acts on."
@@ -183,6 +183,21 @@ class Steering:
         return replace(
             self, interventions=tuple(made), meta=replace(self.meta, method={**self.meta.method, "one_sided": True})
         )
+
+    @property
+    def ahead(self) -> tuple[Gate, ...]:
+        """The gates that are decided before a row runs."""
+        return tuple(i.control for i in self.interventions if isinstance(i.control, Gate) and i.control.ahead)
+
+    def decided(self, opens: Callable[[Gate], bool]) -> Steering:
+        """The same steering with every such gate decided: its strength, or exactly 0."""
+        made = [
+            replace(i, control=i.control.decided(opens(i.control)))
+            if isinstance(i.control, Gate) and i.control.ahead
+            else i
+            for i in self.interventions
+        ]
+        return replace(self, interventions=tuple(made))
 
     def adopted(self, engine: Model) -> Steering:
         """The same steering said to belong to another model or template: you take it over as it is, at your own risk.

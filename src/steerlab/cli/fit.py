@@ -39,6 +39,10 @@ Layout = Annotated[
 Concept = Annotated[str | None, typer.Option(help="Which concept, where the data holds several.")]
 Pairs = Annotated[int, typer.Option(min=1, help="Pairs drawn from the corpus (pilot:NAME).")]
 DataSeed = Annotated[int, typer.Option(help="Seed of that draw.")]
+Cache = Annotated[
+    float, typer.Option(min=0, help="Gigabytes of activations kept on disk for the next fit on this model and data.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the fit will take, and do nothing else.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")]
 
 
@@ -76,22 +80,36 @@ def fit(
     concept: str | None = None,
     pairs: int = 64,
     data_seed: int = 0,
+    cache_gb: float = 0.0,
+    dry_run: bool = False,
     force: bool = False,
     json: bool = False,
 ) -> None:
     """Fit, save and show a steering."""
-    refuse_overwriting(out, force)
+    if not dry_run:
+        refuse_overwriting(out, force)
     from .. import progress
     from ..loading import load, read_data
     from ..meter import Meter
     from ..methods.base import method
+    from ..methods.forecast import forecast
+    from ..methods.keep import Keep, cache_folder
+    from ..methods.trained import Trained
     from .show import described, drawn
 
     made = method(name, settings)
     with Meter() as meter, progress.shown():
         contrast = read_data(data, n=pairs, seed=data_seed, layout=layout, concept=concept)
         engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
-        steering = made.fit(engine, contrast)
+        if dry_run:
+            expected = forecast(made, engine, contrast)
+            dump(expected._asdict()) if json else typer.echo(expected.told())
+            return
+        if cache_gb and isinstance(made, Trained):
+            keep = Keep(disk=int(cache_gb * 1e9), folder=cache_folder(engine))
+            (steering,) = made.fit_many(engine, [contrast], keep=keep)
+        else:
+            steering = made.fit(engine, contrast)
         steering.save(out)
     if json:
         dump(described(steering, out))
@@ -110,7 +128,8 @@ def _command(name: str, cls: type[Any]) -> Callable[..., None]:
     common = {
         "model": (Model, "pilot"), "revision": (Revision, None), "dtype": (Dtype, "auto"), "device": (Device, None),
         "template": (TemplateOption, "chat"), "batch_size": (BatchSize, 32), "layout": (Layout, None),
-        "concept": (Concept, None), "pairs": (Pairs, 64), "data_seed": (DataSeed, 0), "force": (Force, False),
+        "concept": (Concept, None), "pairs": (Pairs, 64), "data_seed": (DataSeed, 0), "cache_gb": (Cache, 0.0),
+        "dry_run": (DryRun, False), "force": (Force, False),
         "json": (Json, False), "config": (Config, None),
     }  # fmt: skip
     mine = {p.name for p in own}

@@ -135,7 +135,8 @@ def _how_much(control: Any) -> str:
     if isinstance(control, Constant):
         return f"{control.value:g}"
     if isinstance(control, Gate):
-        held = "decided at the last prompt token" if control.held else "per token"
+        ahead = "decided by a pass of the prompt before"
+        held = ahead if control.ahead else "decided at the last prompt token" if control.held else "per token"
         return f"{control.value:g} where {control.site} > {control.threshold:.3g} ({held})"
     return control.kind
 
@@ -150,6 +151,8 @@ def _figure(key: str, value: Any) -> str:
         scale, curve = value["unsteered"], value["held_out"]  # pyright: ignore[reportUnknownVariableType]
         shares = " → ".join(f"{v / scale:.3f}" for v in curve)  # pyright: ignore[reportUnknownVariableType]
         return f"held-out, as a share of the unsteered {scale:.4f} nats: {shares} (0 is a perfect interchange)"
+    if isinstance(value, dict):
+        return "; ".join(f"{k} {_figure('', v)}" for k, v in value.items())  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, list):
         return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -90,12 +90,16 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rendered conversations, padded. `position` counts each row's real tokens from 0 and is −1 on padding."""
+    """Rendered conversations, padded. `position` counts each row's real tokens from 0 and is −1 on padding.
+
+    Where examples share a prompt in one row (`packing`), `branch` is 0 on the prompt and says which answer a token is of.
+    """
 
     ids: Int[Tensor, "b t"]
     position: Int[Tensor, "b t"]
     prompt_length: Int[Tensor, " b"]
     head: Int[Tensor, " b"]  # template tokens before the first message's text
+    branch: Int[Tensor, "b t"] | None = None
 
     @classmethod
     def joined(cls, rows: Sequence[Batch]) -> Batch:
@@ -109,6 +113,12 @@ class Batch:
             torch.cat([b.prompt_length for b in rows]),
             torch.cat([b.head for b in rows]),
         )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        branch = None if self.branch is None else self.branch.to(device)
+        ids, position = self.ids.to(device), self.position.to(device)
+        return Batch(ids, position, self.prompt_length.to(device), self.head.to(device), branch)
 
     def take(self, rows: Int[Tensor, " n"]) -> Batch:
         """Some of its rows."""
@@ -248,6 +258,11 @@ class Trainable(Runner):
     @abstractmethod
     def depth(self) -> int:
         """Number of blocks."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A digest of all weights, their dtype and the template: equal only where activations are."""
 
     @property
     def head(self) -> Head | None:

@@ -6,11 +6,10 @@ as they were. Edits are computed in float32 and cast back to the model's dtype.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
@@ -23,6 +22,7 @@ from ..errors import ArtefactError, ConfigError, DataError, SiteError, Unsupport
 from ..positions import LAST_PROMPT, Positions
 from ..sites import Site
 from ..steering import Steering, same_model
+from . import packing
 from .base import (
     Batch,
     Captured,
@@ -42,8 +42,9 @@ from .base import (
 from .head import Head
 from .hf_follow import Follower
 from .hf_generate import Decoder, Row
-from .hf_head import find_head, head_at, narrowed, narrows
+from .hf_head import apart, find_head, head_at, narrowed, narrows, packs
 from .hf_hooks import Enough, Hooks, Plan, refuse_compiled
+from .hf_model import ends, identity, no_bars, shape, sketch, text_config
 from .hf_sites import Anatomy, quiet
 from .render import Rendered, Renderer, Template
 
@@ -51,14 +52,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Padding = Literal["left", "right"]
-BY_NUMBER = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
+SHARED = 4096  # tokens of a row of answers to one prompt
 
 
 class HFEngine(Trainable):
@@ -89,11 +83,12 @@ class HFEngine(Trainable):
         self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self._check_compiled()
         self.anatomy = Anatomy(model, model.config)
-        self.renderer = Renderer(tokenizer, template, _ends(model, tokenizer))
+        self.renderer = Renderer(tokenizer, template, ends(model, tokenizer))
         self._takes = set(inspect.signature(model.forward).parameters)
         self._fingerprint: dict[str, Any] | None = None
         self._head: list[Head | None] = []
         self._narrowable: bool | None = None
+        self._packable: bool | None = None
 
     @classmethod
     def load(
@@ -115,7 +110,7 @@ class HFEngine(Trainable):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            with _no_bars():
+            with no_bars():
                 tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
                 model = AutoModelForCausalLM.from_pretrained(
                     name, revision=revision, dtype=dtype, device_map=device if device == "auto" else None
@@ -144,14 +139,18 @@ class HFEngine(Trainable):
     @property
     def context(self) -> int:
         """Tokens that fit: the model's trained context."""
-        config = _text_config(self.model)
+        config = text_config(self.model)
         given = getattr(config, "max_position_embeddings", None) or getattr(self.tokenizer, "model_max_length", None)
         return int(given) if given and given < 2**30 else 2**30
 
     @property
+    def identity(self) -> str:
+        return identity(self.model, self.template)
+
+    @property
     def head(self) -> Head | None:
         if not self._head:
-            self._head.append(find_head(self.model, _text_config(self.model)))
+            self._head.append(find_head(self.model, text_config(self.model)))
         return self._head[0]
 
     def width(self, site: Site) -> int:
@@ -165,10 +164,7 @@ class HFEngine(Trainable):
     @property
     def fingerprint(self) -> dict[str, Any]:
         if self._fingerprint is None:
-            config = _text_config(self.model)
-            told = {key: getattr(config, key, None) for key in BY_NUMBER}
-            shape = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-            self._fingerprint = {"shape": shape, "sketch": _sketch(self.model, self.anatomy)}
+            self._fingerprint = {"shape": shape(self.model), "sketch": sketch(self.model, self.anatomy)}
         return self._fingerprint
 
     @property
@@ -250,7 +246,7 @@ class HFEngine(Trainable):
         return found
 
     def logits(self, examples: Sequence[Example], steerings: Steerings = None) -> Iterator[Tensor]:
-        each = self._accepted(steerings, len(examples))
+        each = self._decided(examples, self._accepted(steerings, len(examples)))
         for start in range(0, len(examples), self.batch_size):
             part, under = examples[start : start + self.batch_size], each[start : start + self.batch_size]
             batch = self.batch(part, under)
@@ -261,7 +257,7 @@ class HFEngine(Trainable):
 
     def text_logprobs(self, texts: Sequence[str], steerings: Steerings = None) -> list[Tensor]:
         each = self._accepted(steerings, len(texts))
-        _without_prompts(each, "a text has no conversation to put it into")
+        _without_prompts(each, "a text has no conversation to put it into, or to decide by")
         whole = [self.renderer.text_ids(text)[: self.context] for text in texts]
         if any(len(ids) < 2 for ids in whole):
             raise DataError("a text has fewer than two tokens, so nothing in it is predicted; leave empty texts out.")
@@ -287,26 +283,39 @@ class HFEngine(Trainable):
     ) -> dict[Site, Captured]:
         if not examples:
             raise DataError("there are no examples to capture activations of.")
-        each = self._accepted(steerings, len(examples))
+        each = self._decided(examples, self._accepted(steerings, len(examples)))
         parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
         rows: list[Tensor] = []
         places: list[Tensor] = []
         with progress.task("reading activations", len(examples)) as bar, torch.no_grad():
-            for start in range(0, len(examples), self.batch_size):
-                part, under = examples[start : start + self.batch_size], each[start : start + self.batch_size]
-                batch = self.batch(part, under)
+            items = [self._item(e, s) for e, s in zip(examples, each, strict=True)]
+            alike = len({item.prompt for item in items}) < len(items)
+            alone = any(s is not None for s in each) or not (alike and self._packs)
+            arranged = packing.rows(items, longest=self._longest_shared, share=not alone)
+            for start in range(0, len(arranged), self.batch_size):
+                batch, here = packing.packed(
+                    items, arranged[start : start + self.batch_size], left=self.padding == "left"
+                )
+                batch = batch.to(self.device)
+                under = [each[p.example] for p in here] if alone else [None] * len(batch.ids)
                 run = self._pass(
                     batch, Hooks(self.anatomy, Plan(under), collect=sites, only_collect=True), logits=False
                 )
-                mask = batch.mask(positions)
+                mask = batch.mask(positions).cpu()
+                owner, row, column = packing.tokens(here)
+                chosen = mask[row, column]
+                row, column = row[chosen], column[chosen]
                 for site in sites:
                     read = run.at[site]
-                    parts[site].append(finite(read[mask.to(read.device)].float().cpu(), str(site)))
-                rows.append(mask.nonzero()[:, 0].cpu() + start)
-                places.append(batch.position[mask].cpu())
-                bar.advance(len(part))
+                    parts[site].append(
+                        finite(read[row.to(read.device), column.to(read.device)].float().cpu(), str(site))
+                    )
+                rows.append(owner[chosen])
+                places.append(batch.position.cpu()[row, column])
+                bar.advance(len(here))
         row, place = torch.cat(rows), torch.cat(places)
-        return {site: Captured(torch.cat(parts[site]), row, place) for site in sites}
+        order = torch.argsort(row, stable=True)
+        return {site: Captured(torch.cat(parts[site])[order], row[order], place[order]) for site in sites}
 
     def batch(
         self,
@@ -316,18 +325,13 @@ class HFEngine(Trainable):
         close: bool = True,
         answer_tokens: int | None = None,
     ) -> Batch:
-        rendered = [self._rendered(e, s) for e, s in zip(examples, rows_of(steerings, len(examples)), strict=True)]
-        written = [[] if e.answer is None else self.renderer.answer(e.answer, close=close) for e in examples]
-        answers = [ids[:answer_tokens] for ids in written]
-        lengths = [len(p.ids) + len(a) for p, a in zip(rendered, answers, strict=True)]
-        if max(lengths) > self.context:
-            n = lengths.index(max(lengths))
-            raise DataError(
-                f"example {n} is {lengths[n]} tokens long with its answer, and the model's context holds {self.context};"
-                " shorten it, or leave it out."
-            )
-        whole = [[*p.ids, *a] for p, a in zip(rendered, answers, strict=True)]
-        return self._padded(whole, [len(p.ids) for p in rendered], [p.head for p in rendered])
+        each = rows_of(steerings, len(examples))
+        items = [
+            self._item(e, s, n, close=close, cut=answer_tokens)
+            for n, (e, s) in enumerate(zip(examples, each, strict=True))
+        ]
+        whole = [[*item.prompt, *item.answer] for item in items]
+        return self._padded(whole, [len(item.prompt) for item in items], [item.head for item in items])
 
     def resume(
         self,
@@ -383,6 +387,22 @@ class HFEngine(Trainable):
             self.accept(steering)
         return each
 
+    def _decided(self, examples: Sequence[Example], each: Sequence[Steering | None]) -> list[Steering | None]:
+        """Gates that decide ahead, decided: by a pass of the untouched prompts of those rows that have any."""
+        waiting = [n for n, s in enumerate(each) if s is not None and s.ahead]
+        if not waiting:
+            return list(each)
+        found, steerings = list(each), [cast("Steering", each[n]) for n in waiting]
+        asked: list[Example] = []
+        for n, s in zip(waiting, steerings, strict=True):
+            bare = examples[n].without_answer()
+            asked.append(bare if s.prompt is None else replace(bare, messages=s.prompt.apply(bare.messages)))
+        sites = list(dict.fromkeys(gate.site for s in steerings for gate in s.ahead))
+        read = self.capture(asked, sites, LAST_PROMPT)
+        for k, (n, s) in enumerate(zip(waiting, steerings, strict=True)):
+            found[n] = s.decided(lambda gate, k=k: bool(gate.opens(read[gate.site].values[k])))
+        return found
+
     def _padded(self, whole: Sequence[Sequence[int]], prompts: Sequence[int], heads: Sequence[int]) -> Batch:
         width = max(map(len, whole))
         ids = torch.full((len(whole), width), self._pad)
@@ -393,6 +413,33 @@ class HFEngine(Trainable):
             position[n, here] = torch.arange(len(row))
         tensors = (ids, position, torch.tensor(prompts), torch.tensor(heads))
         return Batch(*(t.to(self.device) for t in tensors))
+
+    def _item(
+        self, example: Example, steering: Steering | None, n: int = 0, *, close: bool = True, cut: int | None = None
+    ) -> packing.Item:
+        rendered = self._rendered(example, steering)
+        answer = [] if example.answer is None else self.renderer.answer(example.answer, close=close)[:cut]
+        length = len(rendered.ids) + len(answer)
+        if length > self.context:
+            raise DataError(
+                f"example {n} is {length} tokens long with its answer, and the model's context holds {self.context};"
+                " shorten it, or leave it out."
+            )
+        return packing.Item(tuple(rendered.ids), rendered.head, tuple(answer))
+
+    @property
+    def _packs(self) -> bool:
+        """Whether examples may share a prompt's tokens in one row: the model gives the same then (tried once)."""
+        if self._packable is None:
+            self._packable = packs(self.model, self.anatomy)
+        return self._packable
+
+    @property
+    def _longest_shared(self) -> int:
+        """Tokens of a row beyond which the model's attention windows would see less than the mask says."""
+        config = text_config(self.model)
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min([w for w in windows if w] + [2 * self.context, SHARED])
 
     def _rendered(self, example: Example, steering: Steering | None) -> Rendered:
         messages = example.messages
@@ -405,7 +452,7 @@ class HFEngine(Trainable):
     ) -> Run:
         hooks.tokens = Tokens(batch.ids, batch.position, batch.prompt_length)
         hooks.head = batch.head
-        given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
+        given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": self._attention(batch), "use_cache": False}
         if "position_ids" in self._takes:
             given["position_ids"] = batch.position.clamp(min=0)
         if not logits and not hidden and "logits_to_keep" in self._takes:
@@ -424,6 +471,12 @@ class HFEngine(Trainable):
             return Run(None, hooks.collected)
         return Run((out.logits[0] if taken else out.logits[places]).float(), hooks.collected)
 
+    def _attention(self, batch: Batch) -> Tensor:
+        """1 on real tokens; where answers share a prompt, what is added to each token's attention to each other."""
+        if batch.branch is None:
+            return batch.attention
+        return apart(batch.position, batch.branch, self.model.dtype)
+
     def _narrows(self, hooks: Hooks, start: Start | None) -> bool:
         """Whether the last block runs, is seen by no hook, and gives the same narrowed (tried once)."""
         last = self.depth - 1
@@ -437,9 +490,11 @@ class HFEngine(Trainable):
 
     def _decoding_rows(self, prompts: Sequence[Conversation], steerings: Steerings, sampling: Sampling) -> list[Row]:
         each, seeds = self._accepted(steerings, len(prompts)), sampling.seeds(len(prompts))
+        examples = [as_example(prompt) for prompt in prompts]
+        each = self._decided(examples, each)
         rows: list[Row] = []
-        for n, (prompt, steering, seed) in enumerate(zip(prompts, each, seeds, strict=True)):
-            rendered = self._rendered(as_example(prompt), steering)
+        for n, (example, steering, seed) in enumerate(zip(examples, each, seeds, strict=True)):
+            rendered = self._rendered(example, steering)
             room = self.context - len(rendered.ids)
             if room < 1:
                 raise DataError(
@@ -480,53 +535,8 @@ def _without_prompts(steerings: Sequence[Steering | None], why: str) -> None:
     """Raise `UnsupportedError` where a steering's prompt would have to be left out."""
     if any(s is not None and s.prompt is not None and s.prompt.strength for s in steerings):
         raise UnsupportedError(f"this steering has a prompt, which can't be run here: {why}.")
-
-
-@contextmanager
-def _no_bars() -> Generator[None]:
-    """Without transformers' own bars for loading weights, which for small models are mere noise."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    try:
-        logging.disable_progress_bar()
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _text_config(model: PreTrainedModel) -> Any:
-    config: Any = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a reply: those of the generation config, and the tokenizer's own."""
-    ends: list[int] = []
-    for given in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
-        if isinstance(given, int):
-            ends.append(given)
-        elif isinstance(given, (list, tuple)):
-            ends.extend(cast("list[int]", list(given)))
-    vocabulary = _text_config(model).vocab_size
-    return [e for e in dict.fromkeys(ends) if e < vocabulary]
-
-
-def _sketch(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, list[float]]:
-    """Values sampled from weights that keep their meaning in any dtype: the embedding and the middle block's largest.
-
-    Quantised weights are stored packed and are left out; the others still tell the model.
-    """
-    middle = [p for p in anatomy.blocks[anatomy.depth // 2].parameters() if p.ndim == 2 and p.is_floating_point()]
-    named = {"embed": model.get_input_embeddings().weight, "block": max(middle, key=Tensor.numel, default=None)}
-    sketch: dict[str, list[float]] = {}
-    for name, weight in named.items():
-        if isinstance(weight, Tensor) and weight.ndim == 2 and weight.device.type != "meta":
-            rows, columns = weight.shape
-            at = torch.arange(32, device=weight.device)
-            sketch[name] = [round(v, 6) for v in weight.detach()[at * 7 % rows, at * 13 % columns].float().tolist()]
-    return sketch
+    if any(s is not None and s.ahead for s in steerings):
+        raise UnsupportedError(f"this steering has a gate that decides ahead, which can't be run here: {why}.")
 
 
 @contextmanager

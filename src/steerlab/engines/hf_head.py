@@ -5,6 +5,7 @@ Each of these is checked on the model itself: what doesn't give the model's own 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .head import Head
 from .hf_hooks import Enough
 from .hf_sites import Anatomy, quiet
+from .packing import visible
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -140,3 +142,47 @@ def narrows(model: nn.Module, anatomy: Anatomy) -> bool:
         read.append(taken[0].float())
     size = float(read[0].abs().max())
     return bool((read[0] - read[1]).abs().max() <= (1e-5 if read[0].dtype == weight.dtype else 2e-2) * size)
+
+
+def apart(position: Int[Tensor, "b t"], branch: Int[Tensor, "b t"], dtype: torch.dtype) -> Tensor:
+    """The mask of answers that share a prompt, as it is added to attention scores: 0, or the dtype's least number."""
+    seen = visible(position, branch)[:, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def packs(model: nn.Module, anatomy: Anatomy) -> bool:
+    """Whether the model gives two answers to one prompt the same activations in one row as in two."""
+    weight: Any = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
+    tokens = torch.arange(8, device=weight.device) * 7 % weight.shape[0]
+    ids, position = tokens[None], torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5]], device=weight.device)
+    branch = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]], device=weight.device)
+    takes = inspect.signature(model.forward).parameters
+    if "position_ids" not in takes or "attention_mask" not in takes:
+        return False
+    last, read = anatomy.blocks[-1], list[Tensor]()
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        read.append((output if isinstance(output, Tensor) else output[0])[0].float())
+
+    handle = last.register_forward_hook(keep)
+    try:
+        with torch.no_grad(), quiet(model):
+            model(
+                input_ids=ids,
+                attention_mask=apart(position, branch, weight.dtype),
+                position_ids=position,
+                use_cache=False,
+            )
+            for columns in ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7]):
+                one = torch.arange(len(columns), device=weight.device)[None]
+                model(input_ids=ids[:, columns], attention_mask=torch.ones_like(one), position_ids=one, use_cache=False)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False  # such a mask isn't taken
+    finally:
+        handle.remove()
+    whole, first, second = read
+    size = float(whole.abs().max())
+    off = max(
+        float((whole[[0, 1, 2, 3, 4]] - first).abs().max()), float((whole[[0, 1, 2, 5, 6, 7]] - second).abs().max())
+    )
+    return off <= (1e-5 if weight.dtype == torch.float32 else 2e-2) * size

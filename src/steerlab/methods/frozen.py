@@ -142,6 +142,11 @@ class Frozen:
         self._layer = layer_below(engine, self.sites)
         self._batches: dict[Example, tuple[Batch, str]] = {}
 
+    @property
+    def cuts(self) -> bool:
+        """Whether answers may be longer than what is run of them."""
+        return self._answer_tokens is not None
+
     # --- passes -------------------------------------------------------------------------------------------------------
 
     def run(self, examples: Sequence[Example], edits: Mapping[Site, EditRows] | None = None) -> Said:
@@ -219,6 +224,16 @@ class Frozen:
                 for index in _chunks(self._sorted(given), ROWS):
                     read([given[i] for i in index])
                     bar.advance(len(index))
+
+    def kept_bytes(self, bases: Sequence[Example], untouched: Sequence[Example]) -> int:
+        """How much would be kept for these, from their shapes."""
+        head, width = self.engine.head, self.engine.width(Site(self.engine.depth - 1))
+        size = 4 if head is None else head.weight.element_size()
+        below = sum(self.batch([e]).ids.shape[1] for e in set(bases)) * width * size if self._layer is not None else 0
+        answers = sum(int(self.batch([e]).predicts.sum()) for e in set(untouched))
+        if head is not None and 4 * answers * head.vocabulary <= SCORES:
+            return below + 4 * answers * head.vocabulary
+        return below + answers * width * size
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

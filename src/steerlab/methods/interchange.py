@@ -335,8 +335,12 @@ def _aligned(values: Sequence[Float[Tensor, "k d"]], mask: Tensor, positions: Po
 
 
 def _weighted(given: Given, side: Sequence[Example], positions: Positions) -> Float[Tensor, "n d"]:
-    """Rows whose mean is the mean over all tokens of all examples."""
-    mean, count = given.frozen.means(side, given.sites[0], positions)
+    """Rows whose mean is the mean over all tokens of all examples, whole answers also where training cuts them."""
+    if given.frozen.cuts:
+        read = given.engine.capture(side, given.sites, positions)[given.sites[0]].values
+        mean, count = read, torch.ones(len(read))
+    else:
+        mean, count = given.frozen.means(side, given.sites[0], positions)
     if not bool(count.sum() > 0):
         raise DataError(
             f"positions={str(positions)!r} touch no token of {given.contrast.concept or 'the contrast'}'s examples."

@@ -1,4 +1,4 @@
-"""What a fit computes once: tensors by name, in memory up to a bound, and beyond it on disk where a folder is given.
+"""What a fit computes once: tensors by name, in memory up to a bound, and all on disk where a folder is given.
 
 On disk a bundle of tensors is one safetensors file, written beside and renamed: a killed writer leaves nothing that is
 read. Files are memory-mapped, shared by all processes, reused by later runs, and the oldest go when the bound is reached.
@@ -18,13 +18,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..engines.base import Trainable
 from ..errors import ConfigError
 
 MEMORY = 2**30  # bytes
 
 
+def cache_folder(engine: Trainable) -> Path:
+    """Where activations of a model are kept between runs: $STEERLAB_CACHE, or ~/.cache/steerlab."""
+    root = Path(os.environ.get("STEERLAB_CACHE") or Path.home() / ".cache" / "steerlab")
+    return root / "activations" / engine.identity
+
+
 class Keep:
-    """`memory` bytes on the tensors' own device; with a `folder`, `disk` bytes more there."""
+    """`memory` bytes on the tensors' own device; with a `folder`, at most `disk` bytes there."""
 
     def __init__(self, memory: int = MEMORY, disk: int = 0, folder: Path | None = None) -> None:
         if disk and folder is None:
@@ -42,26 +49,25 @@ class Keep:
         if name in self._held:
             return self._held[name]
         file = self._on_disk(name)
-        return None if file is None else file.get_tensor(name)
-
-    def fits(self, size: int) -> bool:
-        """Whether so many bytes more are held in memory."""
-        return size <= self._left
+        if file is None:
+            return None
+        found: Tensor = file.get_tensor(name)
+        self._hold(name, found)
+        return found
 
     def put(self, given: Mapping[str, Tensor]) -> None:
-        """Keep what there is room for: memory first, then one file for the rest."""
-        rest: dict[str, Tensor] = {}
-        for name, tensor in given.items():
-            if name in self:
-                continue
-            size = tensor.numel() * tensor.element_size()
-            if self.fits(size):
-                self._held[name] = tensor.clone()
-                self._left -= size
-            else:
-                rest[name] = tensor
-        if rest and self._disk and self._folder is not None:
-            self._write(rest, self._folder)
+        """Keep what there is room for: in memory, and in one file."""
+        fresh = {name: tensor for name, tensor in given.items() if name not in self}
+        for name, tensor in fresh.items():
+            self._hold(name, tensor)
+        if fresh and self._disk and self._folder is not None:
+            self._write(fresh, self._folder)
+
+    def _hold(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if size <= self._left:
+            self._held[name] = tensor.clone()
+            self._left -= size
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ all rows; the weight is folded back to raw activations. Its length is the gap be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +18,7 @@ from ..errors import DataError
 from .base import FromActivations, along
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
 
@@ -30,22 +32,41 @@ class Probe(FromActivations):
     held_out: float = 0.2
 
     def solve(self, positive: Tensor, negative: Tensor, paired: bool) -> Shift:
-        if min(len(positive), len(negative)) < 4:
-            raise DataError(
-                f"a probe needs at least 4 rows of each class to choose its ridge; got {len(positive)} and {len(negative)}."
-            )
-        x = torch.cat([positive, negative]).double()
-        x = (x - x.mean(dim=0)) / (spread := x.std(dim=0).clamp_min(1e-8))
-        y = torch.cat([torch.ones(len(positive)), -torch.ones(len(negative))]).double()
-        train, test = split_rows(len(positive), len(negative), self.held_out, self.seed)
-        best, chosen = -1.0, self.ridges[0]
-        for ridge in sorted(self.ridges, reverse=True):  # ties go to the strongest
-            weight, bias = fit_logistic(x[train], y[train], ridge)
-            accuracy = float(((x[test] @ weight + bias) * y[test] > 0).double().mean())
-            if accuracy > best + 1e-9:
-                best, chosen = accuracy, ridge
-        weight, _ = fit_logistic(x, y, chosen)
-        return Shift(along((weight / spread).float(), positive, negative))
+        weight, _, _ = fit_probe(positive, negative, self.ridges, self.held_out, self.seed)
+        return Shift(along(weight, positive, negative))
+
+
+def fit_probe(
+    positive: Float[Tensor, "n d"],
+    negative: Float[Tensor, "m d"],
+    ridges: Sequence[float],
+    held_out: float,
+    seed: int,
+) -> tuple[Float[Tensor, " d"], float, float]:
+    """Weight and bias of the classes' log-odds in raw activations, and the accuracy on held-out rows of the ridge chosen.
+
+    Standardised on the rows that are fitted on, refitted on all with the ridge of the best held-out accuracy (ties go to
+    the strongest). Raises `DataError` for fewer than four rows of a class.
+    """
+    if min(len(positive), len(negative)) < 4:
+        raise DataError(
+            f"a probe needs at least 4 rows of each class to choose its ridge; got {len(positive)} and {len(negative)}."
+        )
+    x = torch.cat([positive, negative]).double()
+    y = torch.cat([torch.ones(len(positive)), -torch.ones(len(negative))]).double()
+    train, test = split_rows(len(positive), len(negative), held_out, seed)
+    centre, spread = x[train].mean(dim=0), x[train].std(dim=0)
+    spread = torch.where(spread > 1e-8, spread, torch.ones_like(spread))
+    z = (x - centre) / spread
+    best, chosen = -1.0, ridges[0]
+    for ridge in sorted(ridges, reverse=True):
+        weight, bias = fit_logistic(z[train], y[train], ridge)
+        accuracy = float(((z[test] @ weight + bias) * y[test] > 0).double().mean())
+        if accuracy > best + 1e-9:
+            best, chosen = accuracy, ridge
+    weight, bias = fit_logistic(z, y, chosen)
+    raw = weight / spread
+    return raw.float(), float(bias - raw @ centre), best
 
 
 def split_rows(n: int, m: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from ..positions import Positions
 from ..sites import Site
 from ..steering import Intervention, Steering
 from .base import Method, Pooling, assemble, mean_gap, parse_sites, read_classes
-from .probe import fit_logistic, split_rows
+from .probe import fit_probe
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -78,25 +78,10 @@ class Raptor(Method):
         return assemble(self, engine, contrast, made, figures={"accuracy": told, **meter.figures()})
 
     def _solve(self, positive: Float[Tensor, "n d"], negative: Float[Tensor, "m d"]) -> tuple[Push, float]:
-        if min(len(positive), len(negative)) < 4:
-            raise DataError(
-                f"a probe needs at least 4 rows of each class to choose its ridge; got {len(positive)} and {len(negative)}."
-            )
-        x = torch.cat([positive, negative]).double()
-        y = torch.cat([torch.ones(len(positive)), -torch.ones(len(negative))]).double()
-        train, test = split_rows(len(positive), len(negative), self.held_out, self.seed)
-        centre, spread = x[train].mean(dim=0), x[train].std(dim=0)
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        z = (x - centre) / spread
-        best, chosen = -1.0, 1.0
-        for c in torch.logspace(-4, 2, self.grid).tolist():  # the strongest ridge first, ties go to it
-            weight, bias = fit_logistic(z[train], y[train], 1 / (c * len(train)))
-            accuracy = float(((z[test] @ weight + bias) * y[test] > 0).double().mean())
-            if accuracy > best + 1e-9:
-                best, chosen = accuracy, c
-        weight, bias = fit_logistic(z, y, 1 / (chosen * len(x)))
-        raw = weight / spread
-        shift, norm = float(bias - raw @ centre), float(raw.norm())
+        n = (1 - self.held_out) * (len(positive) + len(negative))
+        ridges = [1 / (c * n) for c in torch.logspace(-4, 2, self.grid).tolist()]  # C as scikit-learn counts it
+        weight, bias, accuracy = fit_probe(positive, negative, ridges, self.held_out, self.seed)
+        norm = float(weight.norm())
         far = math.log(self.probability / (1 - self.probability))
-        poles = [torch.tensor([(sign * far - shift) / norm], dtype=torch.float32) for sign in (1, -1)]
-        return Push((raw / norm).float()[None], *poles), best
+        poles = [torch.tensor([(sign * far - bias) / norm], dtype=torch.float32) for sign in (1, -1)]
+        return Push((weight / norm)[None], *poles), accuracy

@@ -192,14 +192,14 @@ class Trained(Method):
             frozen = Frozen(
                 engine, sites, close=self.close, answer_tokens=self.answer_tokens, pool=self.pools(sites, positions), keep=keep
             )  # fmt: skip
-            fits = [_Fit(self, self._given(engine, contrast, sites, positions, frozen)) for contrast in contrasts]
+            fits = [Fit(self, self.given(engine, contrast, sites, positions, frozen)) for contrast in contrasts]
             with torch.no_grad():
-                _prepare(frozen, fits)
+                prepare(frozen, fits)
                 for fit in fits:
                     fit.begin()
             with progress.task(f"training {self.name}", sum(fit.steps for fit in fits)) as bar:
                 while turn := [fit for fit in fits if fit.unfinished]:
-                    _together(turn, frozen)
+                    together(turn, frozen)
                     bar.advance(len(turn))
                     bar.tell(turn[0].told())
             with torch.no_grad():
@@ -216,9 +216,10 @@ class Trained(Method):
     def check(self, engine: Trainable, sites: Sequence[Site]) -> None:
         """Raise `ConfigError` for settings that this model or these sites can't have."""
 
-    def _given(
+    def given(
         self, engine: Trainable, contrast: Contrast, sites: tuple[Site, ...], positions: Positions, frozen: Frozen
     ) -> Given:
+        """What a fit begins with. Raises `DataError` for data that it can't learn from."""
         without = sum(not e.answer for pair in contrast.pairs for e in pair)
         if without:
             raise DataError(
@@ -249,8 +250,8 @@ class Trained(Method):
 
 
 @dataclass
-class _Fit:
-    """One concept's training as it stands."""
+class Fit:
+    """One concept's training as it stands; `rows_taken` were the last batch, of `taken` items."""
 
     method: Trained
     given: Given
@@ -259,11 +260,15 @@ class _Fit:
     losses: list[float] = field(default_factory=list[float])
     curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
-    def begin(self) -> None:
+    def begin(self, trial: Sequence[int] = ()) -> None:
+        """Start, and measure the start; a trial takes these items instead, and measures nothing."""
         self.optimiser = self.method.optimisers(self.method.initial(self.given), self.steps)
         self.best, self._least = self.optimiser.free, None
         self._epoch, self._order, self._total, self._seen = 0, list[int](), 0.0, 0
-        self._orders = torch.Generator().manual_seed(self.method.seed)
+        self._orders, self.taken = torch.Generator().manual_seed(self.method.seed), 0
+        if trial:
+            self._order = list(trial)
+            return
         self._judge()
         self._shuffle()
 
@@ -284,8 +289,9 @@ class _Fit:
         """Those of the next batch."""
         size = self.method.batch_size
         chosen, self._order = self._order[:size], self._order[size:]
-        self._batch = len(chosen)
-        return self.method.batch([self.given.train[i] for i in chosen], self.given.generator)
+        self.taken = len(chosen)
+        self.rows_taken = self.method.batch([self.given.train[i] for i in chosen], self.given.generator)
+        return self.rows_taken
 
     def learn(self, loss: float, gradients: Mapping[str, Tensor]) -> None:
         """One step; at the end of an epoch, what it has come to."""
@@ -295,7 +301,7 @@ class _Fit:
                 " bfloat16 or float32, or look for empty or damaged rows with `steerlab data check`."
             )
         self.optimiser.move(gradients)
-        self._total, self._seen = self._total + loss * self._batch, self._seen + self._batch
+        self._total, self._seen = self._total + loss * self.taken, self._seen + self.taken
         if not self._order:
             self.losses.append(round(self._total / self._seen, 6))
             self._total, self._seen, self._epoch = 0.0, 0, self._epoch + 1
@@ -339,7 +345,7 @@ def ran(given: Given, rows: Sequence[Row], touching: Mapping[Site, EditRows] | N
     return Step(rows, given.frozen.run([row.example for row in rows], touching), given.frozen, given.positions)
 
 
-def _prepare(frozen: Frozen, fits: Sequence[_Fit]) -> None:
+def prepare(frozen: Frozen, fits: Sequence[Fit]) -> None:
     """All that passes need and never changes, for all fits at once."""
     draw = torch.Generator().manual_seed(0)
     rows = [row for fit in fits for row in fit.method.batch([*fit.given.train, *fit.given.held_out], draw)]
@@ -350,7 +356,7 @@ def _prepare(frozen: Frozen, fits: Sequence[_Fit]) -> None:
     frozen.prepare(list(dict.fromkeys(bases)), list(dict.fromkeys(compared)))
 
 
-def _together(turn: Sequence[_Fit], frozen: Frozen) -> None:
+def together(turn: Sequence[Fit], frozen: Frozen) -> None:
     """A step of every fit, in one pass."""
     rows = [fit.rows() for fit in turn]
     leaves = [{name: t.detach().clone().requires_grad_() for name, t in fit.optimiser.free.items()} for fit in turn]

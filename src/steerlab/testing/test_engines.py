@@ -605,3 +605,27 @@ def test_reading_activations_ends_the_pass_where_they_are_read(architecture):
         for handle in handles:
             handle.remove()
     assert torch.equal(alone[Site(0)].values, beside[Site(0)].values)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_examples_that_share_a_prompt_run_it_once_and_read_as_each_does_alone(architecture, padding):
+    engine = tiny.engine(architecture, padding=padding)
+    examples = [
+        Example.ask("w1 w2 w3", "w4 w5"), Example.ask("w7"), Example.ask("w1 w2 w3", "w6"), Example.ask("w1 w2 w3"),
+        Example.ask("w8 w9", "w4"), Example.ask("w1 w2 w3", "w5 w4 w9"),
+    ]  # fmt: skip
+    sites, seen = [Site(0), Site(engine.depth - 1)], []
+    shares = engine._packs and engine._longest_shared > 20  # attention windows of a few tokens forbid it
+    handle = engine.anatomy.blocks[0].register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[:2]))
+    try:
+        together = engine.capture(examples, sites, ALL)
+    finally:
+        handle.remove()
+    assert sum(shape[0] for shape in seen) == (3 if shares else len(examples))
+    assert shares or architecture in ("mistral", "gemma2", "gemma3_text"), "the others take such a mask"
+    for n, example in enumerate(examples):
+        alone = engine.capture([example], sites, ALL)
+        for site in sites:
+            mine = together[site].row == n
+            assert torch.equal(together[site].position[mine], alone[site].position)
+            assert torch.allclose(together[site].values[mine], alone[site].values, atol=1e-5)

@@ -38,7 +38,7 @@ def first_step(made: Trained, engine, contrast, passes: type[Frozen]):
     """Loss and gradients of one step over all items, a little away from the start (where some gradients vanish)."""
     sites, positions = made.placed(engine), Positions.parse(made.positions)
     frozen = passes(engine, sites, close=made.close, pool=made.pools(sites, positions))
-    given = made._given(engine, contrast, sites, positions, frozen)
+    given = made.given(engine, contrast, sites, positions, frozen)
     rows = made.batch(given.train, torch.Generator().manual_seed(1))
     with torch.no_grad():
         frozen.prepare([r.example for r in rows], [r.source for r in rows if r.source is not None])

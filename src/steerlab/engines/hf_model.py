@@ -1,0 +1,91 @@
+"""What a Hugging Face model says of itself: its configuration, the tokens that end a reply, what tells it from others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from .hf_sites import Anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BY_NUMBER = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+
+
+@contextmanager
+def no_bars() -> Generator[None]:
+    """Without transformers' own bars for loading weights, which for small models are mere noise."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    try:
+        logging.disable_progress_bar()
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The configuration of its language model, where it has others, too."""
+    config: Any = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a reply: those of the generation config, and the tokenizer's own."""
+    ends: list[int] = []
+    for given in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        if isinstance(given, int):
+            ends.append(given)
+        elif isinstance(given, (list, tuple)):
+            ends.extend(cast("list[int]", list(given)))
+    vocabulary = text_config(model).vocab_size
+    return [e for e in dict.fromkeys(ends) if e < vocabulary]
+
+
+def sketch(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, list[float]]:
+    """Values sampled from weights that keep their meaning in any dtype: the embedding and the middle block's largest.
+
+    Quantised weights are stored packed and are left out; the others still tell the model.
+    """
+    middle = [p for p in anatomy.blocks[anatomy.depth // 2].parameters() if p.ndim == 2 and p.is_floating_point()]
+    named = {"embed": model.get_input_embeddings().weight, "block": max(middle, key=Tensor.numel, default=None)}
+    sketch: dict[str, list[float]] = {}
+    for name, weight in named.items():
+        if isinstance(weight, Tensor) and weight.ndim == 2 and weight.device.type != "meta":
+            rows, columns = weight.shape
+            at = torch.arange(32, device=weight.device)
+            sketch[name] = [round(v, 6) for v in weight.detach()[at * 7 % rows, at * 13 % columns].float().tolist()]
+    return sketch
+
+
+def identity(model: PreTrainedModel, template: str) -> str:
+    """A digest of all weights, by three sums of each, with their dtype and the template."""
+    h = hashlib.sha256(f"{template} {model.dtype}".encode())
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        x = t.detach().double() if t.is_floating_point() else t.detach().long().double()
+        sums = (x.sum(), x.square().sum(), (x.flatten() * torch.arange(x.numel(), device=x.device)).sum())
+        h.update(f"{name} {tuple(t.shape)} {[v.item() for v in sums]}".encode())
+    return h.hexdigest()[:32]
+
+
+def shape(model: PreTrainedModel) -> str:
+    """A digest of the sizes that its configuration gives."""
+    config = text_config(model)
+    told = {key: getattr(config, key, None) for key in BY_NUMBER}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
