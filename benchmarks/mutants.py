@@ -29,7 +29,7 @@ class Mutant(NamedTuple):
 MUTANTS = (
     Mutant("prompt mask off by one", "positions.py", "in_prompt = position < n\n", "in_prompt = position < n - 1\n"),
     Mutant("generated window off by one", "positions.py", "within = position >= n + start\n            if stop is not None:\n                within &= position < n + stop", "within = position >= n + start + 1\n            if stop is not None:\n                within &= position < n + stop"),
-    Mutant("padding is steered", "positions.py", "within = (position >= first) & (position >= origin)", "within = (position >= first) | (position < 0)"),
+    Mutant("padding is steered", "positions.py", "within = (position >= first) & (position >= origin)", "within = (position >= first) | (position < 0)", "test_positions.py"),
     Mutant("template's head is steered", "positions.py", 'origin = head if anchor == "body" else 0', "origin = 0", "test_positions.py"),
     Mutant("no cast back to the model's dtype", "edits.py", "return self.apply(h.float(), s).to(h.dtype)", "return self.apply(h.float(), s)", "test_edits.py"),
     Mutant("edit computed in the model's dtype", "edits.py", "return self.apply(h.float(), s).to(h.dtype)", "return self.apply(h, s.to(h.dtype)).to(h.dtype)", "test_engines.py"),
