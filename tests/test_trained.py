@@ -208,3 +208,28 @@ def test_a_cache_is_bounded_survives_a_killed_writer_and_is_shared(tmp_path):
     assert "too much" not in one
     with pytest.raises(ConfigError, match="folder"):
         Keep(disk=1)
+
+
+def test_a_cache_that_can_not_be_written_is_gone_without(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from steerlab.methods import keep as module
+
+    def full(*_args):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(module, "save_file", full)
+    keep = Keep(memory=0, disk=2**20, folder=tmp_path)
+    keep.put({"a": torch.zeros(3)})
+    assert "a" not in keep
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_soft_capped_head_is_found_although_small_scores_look_the_same_without():
+    from steerlab.testing import tiny
+
+    engine = tiny.engine("gemma2")
+    cap = engine.model.config.final_logit_softcapping
+    assert cap
+    assert engine.head.softcap == cap
+    assert tiny.engine("llama").head.softcap is None

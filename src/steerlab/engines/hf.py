@@ -86,7 +86,7 @@ class HFEngine(Trainable):
         self.renderer = Renderer(tokenizer, template, ends(model, tokenizer))
         self._takes = set(inspect.signature(model.forward).parameters)
         self._fingerprint: dict[str, Any] | None = None
-        self._head: list[Head | None] = []
+        self._head: tuple[Tensor | None, Head | None] | None = None
         self._narrowable: bool | None = None
         self._packable: bool | None = None
 
@@ -149,9 +149,11 @@ class HFEngine(Trainable):
 
     @property
     def head(self) -> Head | None:
-        if not self._head:
-            self._head.append(find_head(self.model, text_config(self.model)))
-        return self._head[0]
+        module: Any = self.model.get_output_embeddings()
+        weight = getattr(module, "weight", None)
+        if self._head is None or self._head[0] is not weight:  # found anew where it was moved or exchanged
+            self._head = (weight, find_head(self.model, text_config(self.model)))
+        return self._head[1]
 
     def width(self, site: Site) -> int:
         return self.anatomy.point(site).width

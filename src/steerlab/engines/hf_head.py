@@ -47,11 +47,14 @@ def find_head(model: nn.Module, config: Any) -> Head | None:
     weight, bias = module.weight.detach(), None if given is None else given.detach()
     flat = seen["gave"].float()
     ratio = float((flat * scores).sum() / flat.square().sum().clamp_min(1e-30))
-    found = [
-        Head(weight, bias),
-        Head(weight, bias, softcap=getattr(config, "final_logit_softcapping", None)),
-        Head(weight, bias, scale=ratio),
-    ]
+    softcap = getattr(
+        config, "final_logit_softcapping", None
+    )  # small scores look the same without it, so it goes first
+    found = (
+        [Head(weight, bias), Head(weight, bias, scale=ratio)]
+        if softcap is None
+        else [Head(weight, bias, softcap=softcap)]
+    )
     with torch.no_grad():
         return next((h for h in found if torch.allclose(h(seen["read"]), scores, rtol=1e-5, atol=1e-5)), None)
 

@@ -1,7 +1,7 @@
 """What a method is: a frozen dataclass of hyper-parameters with `fit(engine, contrast) -> Steering`.
 
 Two bases help where they fit: `FromActivations` (here) for methods that solve for an edit from activations, and
-`Interchange` (in `interchange`) for those that train one by swapping coordinates between two runs. A method's fields
+`Trained` (in `trained`) for those that train one through the model. A method's fields
 are its configuration, its YAML and its flags.
 """
 
@@ -98,6 +98,12 @@ def parse_sites(engine: Trainable, text: str | None, up: float = 2 / 3) -> tuple
     for site in sites:
         engine.width(site)
     return sites
+
+
+def sites_or_all(engine: Trainable, text: str | None) -> tuple[Site, ...]:
+    """The sites that a setting names, in the order of a pass; None is every block's output."""
+    named = parse_sites(engine, text) if text is not None else tuple(Site(n) for n in range(engine.depth))
+    return tuple(sorted(named, key=lambda s: s.depth))
 
 
 def read_classes(

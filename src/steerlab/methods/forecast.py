@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..contrast import Contrast, Example
+from ..contrast import Contrast
 from ..engines.base import Trainable
 from ..errors import UnsupportedError
 from ..meter import peak_mib
@@ -46,9 +46,7 @@ def forecast(made: Method, engine: Trainable, contrast: Contrast) -> Forecast:
         )
     sites, positions = made.placed(engine), Positions.parse(made.positions)
     made.check(engine, sites)
-    frozen = Frozen(
-        engine, sites, close=made.close, answer_tokens=made.answer_tokens, pool=made.pools(sites, positions)
-    )
+    frozen = made.frozen(engine, sites, positions)
     whole = made.given(engine, contrast, sites, positions, frozen)
     trial = Fit(made, made.given(engine, _some(contrast, max(AT_LEAST, made.batch_size)), sites, positions, frozen))
     draw = torch.Generator().manual_seed(0)
@@ -56,7 +54,7 @@ def forecast(made: Method, engine: Trainable, contrast: Contrast) -> Forecast:
     some, rows = made.batch(trial.given.train, draw), [*train, *held_out]
     steps = -(-len(whole.train) // made.batch_size) * made.epochs
     before = peak_mib()
-    reading = _timed(lambda: frozen.prepare(*_needed(made, some))) * _tokens(frozen, rows) / _tokens(frozen, some)
+    reading = _timed(lambda: frozen.prepare(*made.needed(some))) * _tokens(frozen, rows) / _tokens(frozen, some)
     with torch.no_grad():
         beginning = _timed(lambda: trial.begin(trial=[*range(len(trial.given.train))] * (2 * TRIED)))
     each: list[float] = []
@@ -67,7 +65,7 @@ def forecast(made: Method, engine: Trainable, contrast: Contrast) -> Forecast:
         looking = _timed(lambda: ran(trial.given, some, under)) / _tokens(frozen, some)
     training = min(each, default=0.0) * _tokens(frozen, train) * made.epochs
     measuring = looking * _tokens(frozen, held_out) * (made.epochs + 3)
-    kept = frozen.kept_bytes(*_needed(made, rows)) / 2**20
+    kept = frozen.kept_bytes(*made.needed(rows)) / 2**20
     memory = max(peak_mib() - before, 0.0) + kept
     return Forecast(steps, round(reading + beginning + training + measuring, 1), round(memory, 1), round(kept, 1))
 
@@ -75,13 +73,6 @@ def forecast(made: Method, engine: Trainable, contrast: Contrast) -> Forecast:
 def _some(contrast: Contrast, pairs: int) -> Contrast:
     """Its first pairs."""
     return replace(contrast, positive=contrast.positive[:pairs], negative=contrast.negative[:pairs])
-
-
-def _needed(made: Trained, rows: Sequence[Row]) -> tuple[list[Example], list[Example]]:
-    """The examples that are edited, and those that are compared with."""
-    edited = [row.example for row in rows]
-    compared = [row.source for row in rows if row.source is not None]
-    return edited, [*compared, *edited] if made.referring else compared
 
 
 def _tokens(frozen: Frozen, rows: Sequence[Row]) -> int:

@@ -101,7 +101,7 @@ class Keep:
         try:
             save_file({name: t.contiguous().cpu() for name, t in given.items()}, part)
             Path(part).replace(Path(part).with_suffix(".safetensors"))
-        except OSError:  # no room on the disk: it is only a cache
+        except (OSError, SafetensorError):  # no room on the disk (safetensors has its own error): it is only a cache
             Path(part).unlink(missing_ok=True)
             self._disk = 0
         self._look(folder)

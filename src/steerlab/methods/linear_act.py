@@ -22,7 +22,7 @@ from ..meter import Meter
 from ..positions import Positions
 from ..sites import Site
 from ..steering import Intervention, Steering
-from .base import Method, assemble, mean_gap, parse_sites
+from .base import Method, assemble, mean_gap, sites_or_all
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -46,8 +46,8 @@ class LinearAcT(Method):
     seed: int = 0
 
     def fit(self, engine: Trainable, contrast: Contrast) -> Steering:
-        sites = parse_sites(engine, self.site) if self.site is not None else tuple(Site(n) for n in range(engine.depth))
-        sites, positions = tuple(sorted(sites, key=lambda s: s.depth)), Positions.parse(self.positions)
+        sites = sites_or_all(engine, self.site)
+        positions = Positions.parse(self.positions)
         made: list[Intervention] = []
         with Meter() as meter:
             goal = pooled(engine, contrast.positive, sites, positions)

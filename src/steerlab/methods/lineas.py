@@ -22,7 +22,7 @@ from ..meter import Meter
 from ..positions import Positions
 from ..sites import Site
 from ..steering import Intervention, Steering
-from .base import Method, assemble, mean_gap, parse_sites
+from .base import Method, assemble, mean_gap, sites_or_all
 from .linear_act import pooled, quantiles
 from .optimisers import Adam
 
@@ -48,7 +48,7 @@ class LinEAS(Method):
     seed: int = 0
 
     def fit(self, engine: Trainable, contrast: Contrast) -> Steering:
-        sites = parse_sites(engine, self.site) if self.site is not None else tuple(Site(n) for n in range(engine.depth))
+        sites = sites_or_all(engine, self.site)
         positions = Positions.parse(self.positions)
         with Meter() as meter:
             goal = pooled(engine, contrast.positive, sites, positions)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .frozen import Said
 from .fused import CrossEntropy, Objective
 from .interchange import OWN, Interchange, Item
-from .objectives import scaled_preference
 from .trained import Row, Step
+from .vectors import preferred
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -50,11 +49,4 @@ class PDAS(Interchange):
         return CrossEntropy(step.said.tokens)
 
     def cost(self, step: Step) -> Float[Tensor, ""]:
-        chosen, rejected = step.only(""), step.only(OWN)
-        (yes, yes_before), (no, no_before) = ((_likely(s.said), _likely(s.reference)) for s in (chosen, rejected))
-        return scaled_preference(yes, no, yes_before, no_before, chosen.said.lengths, rejected.said.lengths).mean()
-
-
-def _likely(said: Said) -> Float[Tensor, " b"]:
-    """Each row's log-probability of its answer."""
-    return -said.by_row(said.each(CrossEntropy(said.tokens)))
+        return preferred(step.only(""), step.only(OWN))

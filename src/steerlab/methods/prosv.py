@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from ..edits import Edit, Shift
-from .objectives import scaled_preference
 from .optimisers import Adam, Optimiser, Several
 from .trained import Free, Given, Row, Step, Trained
-from .vectors import Pair, costs, elicited, likely
+from .vectors import Pair, costs, elicited, preferred
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -67,6 +66,4 @@ class PrOSV(Trained):
     def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:
         if self.objective == "language":
             return costs(step.said).mean()
-        winner, loser = step.only(""), step.only(LOSER)
-        (won, won_before), (lost, lost_before) = ((likely(s.said), likely(s.reference)) for s in (winner, loser))
-        return scaled_preference(won, lost, won_before, lost_before, winner.said.lengths, loser.said.lengths).mean()
+        return preferred(step.only(""), step.only(LOSER))

@@ -21,9 +21,8 @@ from ..engines.base import Trainable
 from ..errors import ConfigError, DataError
 from ..meter import Meter
 from ..positions import Positions
-from ..sites import Site
 from ..steering import Intervention, Steering
-from .base import Method, Pooling, assemble, mean_gap, parse_sites, read_classes
+from .base import Method, Pooling, assemble, mean_gap, read_classes, sites_or_all
 from .probe import fit_probe
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class Raptor(Method):
             )
 
     def fit(self, engine: Trainable, contrast: Contrast) -> Steering:
-        sites = parse_sites(engine, self.site) if self.site is not None else tuple(Site(n) for n in range(engine.depth))
+        sites = sites_or_all(engine, self.site)
         positions = Positions.parse(self.positions)
         made: list[Intervention] = []
         told: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
 Added at a drawn factor α it has to prefer the concept's answer to the plain one; taken out, the other way round:
 h + (α + b)·v (eq. 2), and h − ReLU(h·v + b)/‖v‖²·v (eq. 3). The loss is SimPO with a scale from the untouched model
-(`objectives.scaled_preference`, eq. 4). Winner and loser of a pair share one factor, as in the paper (its code draws two).
+(`vectors.preferred`, eq. 4). Winner and loser of a pair share one factor, as in the paper (its code draws two).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from ..edits import Edit, Shift
 from ..engines.base import Batch
 from ..sites import Site
 from .frozen import EditRows
-from .objectives import scaled_preference
 from .trained import Free, Given, Row, Step
-from .vectors import Pair, TrainedVector, elicited, likely
+from .vectors import Pair, TrainedVector, elicited, preferred
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -73,10 +72,4 @@ class RePS(TrainedVector):
         return {site: at(v, b) for site, v, b in vectors}
 
     def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:
-        return torch.stack([_preferred(step, tag) for tag in ("", NULL)]).mean()
-
-
-def _preferred(step: Step, tag: str) -> Float[Tensor, ""]:
-    winner, loser = step.only(tag), step.only(tag + LOSER)
-    (won, won_before), (lost, lost_before) = ((likely(s.said), likely(s.reference)) for s in (winner, loser))
-    return scaled_preference(won, lost, won_before, lost_before, winner.said.lengths, loser.said.lengths).mean()
+        return torch.stack([preferred(step.only(tag), step.only(tag + LOSER)) for tag in ("", NULL)]).mean()

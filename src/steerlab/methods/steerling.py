@@ -18,7 +18,7 @@ from ..edits import ACTIVATIONS, Adapter, Edit
 from ..engines.base import Trainable
 from ..errors import ConfigError, nearest
 from ..sites import Site
-from .base import parse_sites
+from .base import sites_or_all
 from .optimisers import Adam, Optimiser
 from .trained import Free, Given, Row, Step, Trained
 from .vectors import Pair, costs, elicited
@@ -47,7 +47,7 @@ class Steerling(Trained):
             raise ConfigError(f"activation is {self.activation!r}. {nearest(self.activation, ACTIVATIONS)}")
 
     def placed(self, engine: Trainable) -> tuple[Site, ...]:
-        return parse_sites(engine, self.site) if self.site is not None else tuple(Site(n) for n in range(engine.depth))
+        return sites_or_all(engine, self.site)
 
     def initial(self, given: Given) -> Free:
         shape = (len(given.sites), self.rank, given.engine.width(given.sites[0]))

@@ -189,12 +189,10 @@ class Trained(Method):
         sites, positions = self.placed(engine), Positions.parse(self.positions)
         self.check(engine, sites)
         with Meter() as meter:
-            frozen = Frozen(
-                engine, sites, close=self.close, answer_tokens=self.answer_tokens, pool=self.pools(sites, positions), keep=keep
-            )  # fmt: skip
+            frozen = self.frozen(engine, sites, positions, keep)
             fits = [Fit(self, self.given(engine, contrast, sites, positions, frozen)) for contrast in contrasts]
             with torch.no_grad():
-                prepare(frozen, fits)
+                frozen.prepare(*self.needed([row for fit in fits for row in fit.every_row()]))
                 for fit in fits:
                     fit.begin()
             with progress.task(f"training {self.name}", sum(fit.steps for fit in fits)) as bar:
@@ -208,6 +206,19 @@ class Trained(Method):
             assemble(self, engine, fit.given.contrast, interventions, figures={**figures, **meter.figures()})
             for fit, (interventions, figures) in zip(fits, made, strict=True)
         ]
+
+    def frozen(
+        self, engine: Trainable, sites: Sequence[Site], positions: Positions, keep: Keep | None = None
+    ) -> Frozen:
+        """The passes of its fits."""
+        pool = self.pools(sites, positions)
+        return Frozen(engine, sites, close=self.close, answer_tokens=self.answer_tokens, pool=pool, keep=keep)
+
+    def needed(self, rows: Sequence[Row]) -> tuple[list[Example], list[Example]]:
+        """The examples of rows that are edited, and those that are compared with."""
+        edited = [row.example for row in rows]
+        compared = [row.source for row in rows if row.source is not None]
+        return list(dict.fromkeys(edited)), list(dict.fromkeys([*compared, *edited] if self.referring else compared))
 
     def placed(self, engine: Trainable) -> tuple[Site, ...]:
         """Where it is edited."""
@@ -255,7 +266,6 @@ class Fit:
 
     method: Trained
     given: Given
-    free: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     best: Free = field(default_factory=dict[str, Tensor])
     losses: list[float] = field(default_factory=list[float])
     curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
@@ -284,6 +294,11 @@ class Fit:
     def gone(self) -> float:
         """The share of all steps that lies behind."""
         return len(self.losses) / self.method.epochs + self._seen / (len(self.given.train) * self.method.epochs)
+
+    def every_row(self) -> list[Row]:
+        """Those of all its items."""
+        draw = torch.Generator().manual_seed(0)
+        return self.method.batch([*self.given.train, *self.given.held_out], draw)
 
     def rows(self) -> list[Row]:
         """Those of the next batch."""
@@ -343,17 +358,6 @@ class Fit:
 def ran(given: Given, rows: Sequence[Row], touching: Mapping[Site, EditRows] | None = None) -> Step:
     """Some rows under edits, or without any."""
     return Step(rows, given.frozen.run([row.example for row in rows], touching), given.frozen, given.positions)
-
-
-def prepare(frozen: Frozen, fits: Sequence[Fit]) -> None:
-    """All that passes need and never changes, for all fits at once."""
-    draw = torch.Generator().manual_seed(0)
-    rows = [row for fit in fits for row in fit.method.batch([*fit.given.train, *fit.given.held_out], draw)]
-    bases = [row.example for row in rows]
-    compared = [row.source for row in rows if row.source is not None]
-    if fits and fits[0].method.referring:
-        compared += bases
-    frozen.prepare(list(dict.fromkeys(bases)), list(dict.fromkeys(compared)))
 
 
 def together(turn: Sequence[Fit], frozen: Frozen) -> None:

@@ -16,7 +16,8 @@ from ..edits import Edit, Shift
 from ..errors import ConfigError
 from .frozen import Said
 from .fused import CrossEntropy
-from .trained import Free, Given, Trained
+from .objectives import scaled_preference
+from .trained import Free, Given, Step, Trained
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -65,6 +66,12 @@ def suppressed(pair: Pair) -> Example:
 def costs(said: Said) -> Float[Tensor, " n"]:
     """−log p of each answer token."""
     return said.each(CrossEntropy(said.tokens))
+
+
+def preferred(winner: Step, loser: Step) -> Float[Tensor, ""]:
+    """The reference-scaled SimPO loss of RePS, row by row of both; the reference is the untouched model."""
+    (won, won_before), (lost, lost_before) = ((likely(s.said), likely(s.reference)) for s in (winner, loser))
+    return scaled_preference(won, lost, won_before, lost_before, winner.said.lengths, loser.said.lengths).mean()
 
 
 def likely(said: Said) -> Float[Tensor, " b"]:

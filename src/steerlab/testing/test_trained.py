@@ -41,7 +41,7 @@ def first_step(made: Trained, engine, contrast, passes: type[Frozen]):
     given = made.given(engine, contrast, sites, positions, frozen)
     rows = made.batch(given.train, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        frozen.prepare([r.example for r in rows], [r.source for r in rows if r.source is not None])
+        frozen.prepare(*made.needed(rows))
         begun = made.optimisers(made.initial(given), 1)
     noise = torch.Generator().manual_seed(2)
     free = {}
