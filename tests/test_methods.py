@@ -19,6 +19,8 @@ from steerlab.methods.trained import Given, ran
 from steerlab.positions import NOT_TEMPLATE
 from steerlab.sites import Site
 from steerlab.testing import planted
+from steerlab.testing.plain import PlainFrozen
+from steerlab.testing.test_trained import first_step
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -146,3 +148,40 @@ def test_a_start_of_fewer_rows_is_filled_up(tmp_path):
     v = shift.interventions[0].edit.v
     assert float(clamp.q[0] @ v / v.norm()) == pytest.approx(1.0, abs=1e-5)
     assert torch.allclose(clamp.q @ clamp.q.T, torch.eye(3), atol=1e-5)
+
+
+def test_a_gain_moves_the_poles_apart_and_lowers_the_divergence():
+    engine, contrast = planted.engine(), planted.contrast(30)
+    settings = {"site": "0", "rank": 1, "start": "paired", "held_out": 0.2, "early": 0.0, "seed": 0}
+    plain, none, gained = (
+        CDAS(**settings, poles=poles, epochs=epochs).fit(engine, contrast)
+        for poles, epochs in (("factors", 0), ("gain", 0), ("gain", 6))
+    )
+    assert torch.equal(plain.interventions[0].edit.positive, none.interventions[0].edit.positive), "it begins at 1"
+    told = gained.meta.figures["divergence"]
+    assert min(told["held_out"]) < told["held_out"][0]
+    clamp = gained.interventions[0].edit
+    means = [clamp.q @ read.mean(dim=0) for read in read_classes(engine, contrast, [Site(0)], "last")[Site(0)]]
+    middle = (clamp.positive + clamp.negative) / 2
+    assert torch.allclose(middle, (means[0] + means[1]) / 2, atol=1e-4), "both poles move alike"
+    apart = (clamp.positive - clamp.negative) / (means[0] - means[1])
+    gain = (apart + 1) / 2  # each pole is γ times as far from where the other one was
+    assert not torch.allclose(gain, torch.ones(1), atol=0.02)
+    assert gained.meta.figures["gain"] == pytest.approx(gain.tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"poles": "gain"}, {"poles": "gain", "source": "aligned", "positions": "f2+l2"}])
+def test_a_gain_trains_through_the_fast_passes_as_through_plain_ones(settings):
+    made, engine, contrast = CDAS(site="0", rank=2, **settings), planted.engine(), planted.contrast(4)
+    (fast, ours), (plain, theirs) = (first_step(made, engine, contrast, p) for p in (Frozen, PlainFrozen))
+    torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-6)
+    for a, b in zip(ours, theirs, strict=True):
+        assert float((a - b).norm()) <= 1e-5 * float(b.norm()) and float(b.norm()) > 0
+
+
+@pytest.mark.parametrize("optimiser", ["tangent", "sphere", "published"])
+def test_every_optimiser_finds_the_way_from_a_random_start(optimiser):
+    step = {"tangent": 0.08, "sphere": 0.4, "published": 0.08}[optimiser]
+    made = CDAS(site="0", rank=1, start="random", poles="factors", optimiser=optimiser, step=step, epochs=6, early=0.0)
+    told = made.fit(planted.engine(), planted.contrast(30)).meta.figures["divergence"]
+    assert min(told["held_out"]) < 0.8 * told["held_out"][0]

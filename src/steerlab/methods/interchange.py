@@ -58,8 +58,10 @@ class Interchange(Trained):
     `touched`, `paired` or `diff_means` (the difference of class means over the tokens that the clamp will touch, over the
     same responses, or at the last prompt token), `random`, or the file of a steering whose directions are taken. Where
     they are fewer than the rank, random ones follow: a clamp across the strongest directions of the rest would do harm.
-    `optimiser` is `sphere` (`step` in radians) or `published` (Adam, renormalised; `step` is its learning rate). `poles`
-    are the `factors` read from data, or `trained`: the clamp that is served takes the interchange's place in the loss, and
+    `optimiser` is `sphere` (`step` in radians) or `published` (Adam, renormalised; `step` is its learning rate), or `tangent`,
+    which is that without the gradient's part along q. `poles` are the `factors` read from data; or those with a `gain` γ for each
+    direction, trained with q (the interchange moves the coordinate γ times as far, and each pole p moves to o + γ(p − o) from
+    the other one's o); or `trained`: the clamp that is served takes the interchange's place in the loss, and
     its poles are trained with q. They begin at the class means over the touched tokens, each moved as far from the other
     as lowers the divergence most. `early` weighs the answer's t-th token by t^(−early): 0 all alike, as published; more
     where the first words decide how a reply goes on. `answer_tokens` leaves out all that comes after so many, which is
@@ -76,10 +78,10 @@ class Interchange(Trained):
     rank: int = 4
     source: Literal["last", "aligned"] = "last"
     start: str = "touched"
-    optimiser: Literal["sphere", "published"] = "sphere"
+    optimiser: Literal["sphere", "tangent", "published"] = "sphere"
     early: float = 0.75
     step: float = 0.4
-    poles: Literal["factors", "trained"] = "trained"
+    poles: Literal["factors", "gain", "trained"] = "trained"
     batch_size: int = 4
     held_out: float = 0.2
     spare: float = 0.0
@@ -95,7 +97,7 @@ class Interchange(Trained):
                 "source='aligned' swaps with each source's own positions, and poles='trained' puts constants there instead;"
                 " give poles='factors' with it, or leave source='last'."
             )
-        if self.spare < 0 or (self.spare and self.poles == "factors"):
+        if self.spare < 0 or (self.spare and self.poles != "trained"):
             raise ConfigError(
                 f"spare={self.spare} with poles={self.poles!r}; expected a weight from 0, and poles='trained' with any above:"
                 " an interchange has nothing to put into a prompt that no pair has."
@@ -148,8 +150,8 @@ class Interchange(Trained):
     # --- start --------------------------------------------------------------------------------------------------------
 
     def pools(self, sites: Sequence[Site], positions: Positions) -> list[tuple[Site, Positions]]:
-        wanted = [] if self.poles == "factors" and self.start != "touched" else [positions]
-        if self.poles == "factors" or self.start == "diff_means":
+        wanted = [] if self.poles != "trained" and self.start != "touched" else [positions]
+        if self.poles != "trained" or self.start == "diff_means":
             wanted.append(LAST_PROMPT)
         if self.start == "paired":
             wanted.append(GENERATED)
@@ -160,10 +162,10 @@ class Interchange(Trained):
         width = given.engine.width(site)
         more = torch.randn(self.rank, width, generator=given.generator)
         q = orthonormal(more) if self.start == "random" else self._towards(given, more)
-        if self.poles == "factors":
+        if self.poles != "trained":
             poles = _means(given, contrast, LAST_PROMPT)
             given.constants.update(zip(("positive", "negative"), poles, strict=True))
-            return {"q": q}
+            return {"q": q, "gain": torch.ones(self.rank)} if self.poles == "gain" else {"q": q}
         touched = _means(given, contrast, given.positions)
         reach = self._reach(given, q, *touched)
         positive, negative = _reached(*touched, *reach)
@@ -221,15 +223,21 @@ class Interchange(Trained):
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def optimisers(self, free: Free, steps: int) -> Optimiser:
-        make = Renormalised if self.optimiser == "published" else OnSphere
-        parts: list[Optimiser] = [make(free["q"], step=self.step, steps=steps)]
-        if "moved" in free:
-            parts.append(Adam({"moved": free["moved"]}, step=0.03, steps=steps, decay="cosine", clip=None))
+        parts: list[Optimiser] = [
+            OnSphere(free["q"], step=self.step, steps=steps)
+            if self.optimiser == "sphere"
+            else Renormalised(free["q"], step=self.step, steps=steps, tangent=self.optimiser == "tangent")
+        ]
+        if rest := {name: t for name, t in free.items() if name != "q"}:
+            parts.append(Adam(rest, step=0.03, steps=steps, decay="cosine", clip=None))
         return Several(*parts)
 
     def edits(self, free: Free, given: Given) -> Sequence[Edit]:
         q, (far, near) = free["q"], (given.constants["positive"], given.constants["negative"])
         positive, negative = _coordinates(q, far, near)
+        if "gain" in free:
+            more = (free["gain"] - 1) * (positive - negative)
+            positive, negative = positive + more, negative - more
         if "moved" in free:
             gap = (far - near).norm()
             positive, negative = positive + gap * free["moved"][0], negative + gap * free["moved"][1]
@@ -243,7 +251,8 @@ class Interchange(Trained):
             values = list(given.frozen.means(sources, site, LAST_PROMPT)[0][:, None])
         else:
             values = given.frozen.reads(sources, site, given.positions)
-        return {site: _swapping(free["q"], values, given.positions, aligned=self.source == "aligned")}
+        aligned, gain = self.source == "aligned", free.get("gain")
+        return {site: _swapping(free["q"], values, given.positions, aligned=aligned, gain=gain)}
 
     def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:
         cost, spared = self.cost(step.only("", OWN)), step.only(SPARED)
@@ -280,6 +289,8 @@ class Interchange(Trained):
         (clamp,) = self.served(free, given)
         assert isinstance(clamp, Clamp)
         told: dict[str, Any] = {"factors": {"positive": clamp.positive.tolist(), "negative": clamp.negative.tolist()}}
+        if "gain" in free:
+            told["gain"] = free["gain"].tolist()
         if "reach" in given.constants:
             positive, negative = given.constants["reach"].tolist()
             told["reach"] = {"positive": positive, "negative": negative}
@@ -307,15 +318,25 @@ def _clamping(edit: Edit, rows: Sequence[Row], given: Given) -> Mapping[Site, Ed
 
 
 def _swapping(
-    q: Float[Tensor, "r d"], values: Sequence[Float[Tensor, "k d"]], positions: Positions, *, aligned: bool
+    q: Float[Tensor, "r d"],
+    values: Sequence[Float[Tensor, "k d"]],
+    positions: Positions,
+    *,
+    aligned: bool,
+    gain: Float[Tensor, " r"] | None = None,
 ) -> EditRows:
-    """The interchange: coordinates in span(q) become those of one activation, or of as many as there are positions."""
+    """The interchange: coordinates in span(q) become those of one activation, or of as many as there are positions.
+
+    With a gain they move that many times as far.
+    """
 
     def at(h: Tensor, index: Tensor, batch: Batch) -> Tensor:
         x, basis, mask = h.float(), q.to(h.device), batch.mask(positions).to(h.device)
         mine = [values[i].to(h.device) for i in index.tolist()]
         wanted = _aligned(mine, mask, positions) @ basis.T if aligned else torch.stack(mine) @ basis.T
-        return torch.where(mask[..., None], x + (wanted - x @ basis.T) @ basis, x).to(h.dtype)
+        moved = wanted - x @ basis.T
+        moved = moved if gain is None else moved * gain.to(h.device)
+        return torch.where(mask[..., None], x + moved @ basis, x).to(h.dtype)
 
     return at
 
