@@ -27,6 +27,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,8 @@ def worlds(folder: Path, few: int | None) -> list[World]:
         found.append(
             World(
                 variant,
-                functools.partial(lambda v: PilotSuite(v, batch_size=32).engine(), variant),
-                functools.partial(lambda v, name, n, seed: pilot.contrast(name, n=n, seed=seed, variant=v), variant),
+                partial(lambda v: PilotSuite(v, batch_size=32).engine(), variant),
+                partial(lambda v, name, n, seed: pilot.contrast(name, n=n, seed=seed, variant=v), variant),
                 names[1::9][:2],
                 names[0::5][:6],
             )
@@ -194,6 +195,10 @@ def means_seconds(engine: HFEngine, data: Contrast, site: int) -> float:
     return statistics.median(times)
 
 
+def seconds_beside(engine: HFEngine, data: Contrast, site: int) -> dict[str, float]:
+    return {"epoch": loop_seconds(engine, data, site), "means": means_seconds(engine, data, site)}
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
@@ -231,20 +236,20 @@ def studied(world: World, journal: Journal, depths: Mapping[str, float], arms: S
                     for problem in world.tuned_on:
                         key = f"{world.name} {site} {problem} {arm} {step}"
                         ends.append(
-                            journal.get(key, lambda: fitted(engine, world, problem, arm, site, {arm: step}))["swap"]
-                        )  # noqa: B023
+                            journal.get(key, partial(fitted, engine, world, problem, arm, site, {arm: step}))["swap"]
+                        )
                         bar.advance()
                     scores[step] = statistics.median(ends)
-                steps[arm] = min(scores, key=lambda s: scores[s])
+                steps[arm] = min(scores, key=scores.__getitem__)
             for problem in world.problems:
                 data = world.contrast(problem, PAIRS, 0)
                 took = journal.get(
                     f"{world.name} {site} {problem} times",
-                    lambda: {"epoch": loop_seconds(engine, data, site), "means": means_seconds(engine, data, site)},  # noqa: B023
+                    partial(seconds_beside, engine, data, site),
                 )
                 for arm in arms:
                     key = f"{world.name} {site} {problem} {arm} {to_dict(recipe(arm, site, steps or dict.fromkeys(OLD, 0.04), 0))}"
-                    row = journal.get(key, lambda: fitted(engine, world, problem, arm, site, steps))  # noqa: B023
+                    row = journal.get(key, partial(fitted, engine, world, problem, arm, site, steps))
                     found.append(
                         {**row, "arm": arm, "world": world.name, "depth": depth, "problem": problem, "times": took}
                     )
