@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test test-all mutants lint format bench-pilot bench-training bench-many bench-extraction study table judges stories pictures clean
+.PHONY: help setup demo test test-all mutants lint format bench-pilot bench-training bench-many bench-forecast bench-extraction study table judges stories pictures clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ bench-training: setup  ## training against the published loops: time, memory, eq
 
 bench-many: setup  ## many concepts in one batch against one by one, and two workers against one
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_many.py
+
+bench-forecast: setup  ## what --dry-run says against what fits then take
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_forecast.py
 
 study: setup  ## what of a CDAS fit buys what, on four kinds of models (hours; journalled)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study_cdas.py
