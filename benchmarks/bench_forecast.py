@@ -1,7 +1,7 @@
 """What `--dry-run` says against what the fit then takes, for every trained method on the pilot. `make bench-forecast`.
 
-Each fit runs in a process of its own: the forecast first, then the fit, so that memory is its own. Wall-clock seconds; memory is
-the process's peak beyond what it held before the fit. Ends with `bar` lines: the share of methods within 30 % in time.
+Forecast and fit run in a process of their own each, so that memory is their own. Wall-clock seconds; memory is the process's
+peak beyond that before the fit. Ends with `bar` lines: the share of methods within 30 % in time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,28 @@ from steerlab.methods.forecast import forecast
 from steerlab.methods.trained import Trained
 
 
-def child(name: str, task: str, pairs: int) -> None:
+def child(name: str, fits: bool, task: str, pairs: int) -> None:
     torch.set_num_threads(1)
     engine, data = sl.load("pilot"), sl.read_data(f"pilot:{task}", n=pairs)
     cls = plugins.load(name)
     made = sl.method(name, {**cls.small})
     engine.logits(data.positive[:2])
-    said = forecast(made, engine, data)
+    if not fits:
+        print(json.dumps(forecast(made, engine, data)._asdict()))
+        return
     before = peak_mib()
     figures = made.fit(engine, data).meta.figures
-    print(json.dumps({"said": said._asdict(), "seconds": figures["seconds"], "grew": peak_mib() - before}))
+    print(json.dumps({"seconds": figures["seconds"], "memory_mib": peak_mib() - before}))
+
+
+def done(*given: object) -> dict[str, float]:
+    """What a process of its own prints. Raises `RuntimeError` with its last line where it fails."""
+    found = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps(given)], capture_output=True, text=True, env=os.environ
+    )
+    if found.returncode:
+        raise RuntimeError(found.stderr.strip().splitlines()[-1])
+    return json.loads(found.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -45,25 +57,26 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(given.child, given.task, given.pairs)
+        child(*json.loads(given.child))
         return
     names = [n for n in plugins.names() if issubclass(plugins.load(n), Trained)]
     run, ratios = uuid.uuid4().hex[:8], list[float]()
-    print(f"run {run}: steerlab {sl.__version__}, torch {torch.__version__}, one thread, {given.pairs} pairs of {given.task}")
+    print(
+        f"run {run}: steerlab {sl.__version__}, torch {torch.__version__}, one thread, {given.pairs} pairs of {given.task}"
+    )
     for name in names:
         if given.only and name not in given.only.split(","):
             continue
-        command = [sys.executable, __file__, "--child", name, "--task", given.task, "--pairs", str(given.pairs)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-        if done.returncode:
-            print(f"{name:14} failed: {done.stderr.strip().splitlines()[-1]}")
+        try:
+            said, took = (done(name, fits, given.task, given.pairs) for fits in (False, True))
+        except RuntimeError as error:
+            print(f"{name:14} failed: {error}", flush=True)
             ratios.append(float("inf"))
             continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        ratios.append(found["seconds"] / found["said"]["seconds"])
+        ratios.append(took["seconds"] / said["seconds"])
         print(
-            f"{name:14} {found['said']['steps']:5} steps  said {found['said']['seconds']:6.1f} s, took {found['seconds']:6.1f} s"
-            f" ({ratios[-1]:.2f})  said {found['said']['memory_mib']:6.0f} MiB, grew {found['grew']:6.0f} MiB after the forecast",
+            f"{name:14} {said['steps']:5} steps  said {said['seconds']:6.1f} s, took {took['seconds']:6.1f} s ({ratios[-1]:.2f})"
+            f"  said {said['memory_mib']:6.0f} MiB, took {took['memory_mib']:6.0f} MiB",
             flush=True,
         )
     near = sum(1 / 1.3 <= r <= 1.3 for r in ratios) / len(ratios)
