@@ -114,9 +114,10 @@ def main() -> None:
     parser.add_argument("--method", action="append", default=[], help="for fits")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--variant", default="pilot")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    suite = PilotSuite(pairs=given.pairs)
+    suite = PilotSuite(given.variant, pairs=given.pairs)
     if given.what == "flow":
         flow(suite, given.tasks, given.prompts)
         return
