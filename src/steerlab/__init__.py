@@ -18,6 +18,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .contrast import Contrast, Example, Message
     from .controls import Constant, Control, Gate
+    from .deltas import Delta
     from .edits import (
         Ablate,
         Adapter,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "contrast": ("Contrast", "Example", "Message"),
     "controls": ("Constant", "Control", "Gate"),
+    "deltas": ("Delta",),
     "edits": (
         "Ablate", "Adapter", "Affine", "AffineMap", "Clamp", "Edit", "OneSided", "PointTo", "Push", "Rotate", "Scale", "Shift",
         "Transport",
@@ -91,7 +93,7 @@ _HOME = {name: module for module, held in _HOMES.items() for name in held}
 
 __all__ = [  # noqa: RUF022  (plain order, the version last)
     "ALL", "Ablate", "Adapter", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast",
-    "Control", "DECODING", "DataError", "Edit", "EditError", "Example", "GENERATED", "Gate", "HFEngine",
+    "Control", "DECODING", "DataError", "Delta", "Edit", "EditError", "Example", "GENERATED", "Gate", "HFEngine",
     "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method", "NOT_TEMPLATE", "OneSided",
     "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling", "Scale", "Score",
     "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "Transport", "UnsupportedError", "Window", "first",

@@ -86,6 +86,7 @@ class AffineMap(NamedTuple):
 class Edit(ABC):
     """A function on activations with a strength. Subclasses are frozen dataclasses of tensors and plain values."""
 
+    on: ClassVar[Literal["activations", "weights"]] = "activations"
     domain: ClassVar[Domain] = TWO_SIDED
     rank: ClassVar[int] = 1
     bounds: ClassVar[tuple[str, ...]] = ()  # tensors that only say where it acts, and get no gradient
@@ -584,14 +585,14 @@ class Scale(Edit):
         return cls(torch.randperm(width, generator=generator)[:k], torch.rand(k, generator=generator) * 3, width)
 
 
-def kinds() -> dict[str, type[Edit]]:
-    """Every kind of edit that exists, by the name under which it is saved."""
+def kinds(on: Literal["activations", "weights"] = "activations") -> dict[str, type[Edit]]:
+    """Every kind of edit that exists on activations (or on weights), by the name under which it is saved."""
     found: dict[str, type[Edit]] = {}
     todo: list[type[Edit]] = [Edit]
     while todo:
         for sub in todo.pop().__subclasses__():
             todo.append(sub)
-            if not getattr(sub, "__abstractmethods__", None):
+            if sub.on == on and not getattr(sub, "__abstractmethods__", None):
                 found[sub.__name__] = sub
     return dict(sorted(found.items()))
 

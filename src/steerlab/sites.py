@@ -17,7 +17,7 @@ files are read or written.
 | `final` | the output of the last norm (no layer) | model |
 | `logits` | the output head's scores (no layer) | vocabulary |
 | `cache_k`, `cache_v` | the keys and values kept after prefill | heads · head size |
-| `w:<matrix>` | a weight matrix of the block, by its name there, e.g. `w:mlp.down_proj` | – |
+| `w:<matrix>` | a weight matrix of the block, by its module's name there, e.g. `w:mlp.down_proj` | what it reads |
 """
 
 from __future__ import annotations
@@ -51,10 +51,12 @@ class Site:
     index: int | None = None
 
     def __post_init__(self) -> None:
-        if self.part not in PARTS and not self.part.startswith("w:"):
+        if self.part not in PARTS and not re.fullmatch(r"w:[^@\[\]\s]+", self.part):
             raise SiteError(f"a site has the part {self.part!r}. {nearest(self.part, PARTS)}")
         if (self.layer is None) != (self.part in WITHOUT_LAYER):
             need = "has no layer; leave it out" if self.layer is not None else "needs a layer (0-based)"
+            if self.on_weights:
+                need += ", since weights are those of a block (the embedding and the head, often tied, are none)"
             raise SiteError(f"the site {self.part!r} {need}; got layer={self.layer}.")
         if self.layer is not None and self.layer < 0:
             raise SiteError(f"a site has the layer {self.layer}; layers count from 0 at the first block.")
@@ -79,10 +81,25 @@ class Site:
         return cls(None if layer is None else int(layer), found["part"], None if index is None else int(index))
 
     @property
+    def on_weights(self) -> bool:
+        """Whether it is a weight matrix rather than an activation."""
+        return self.part.startswith("w:")
+
+    @property
+    def matrix(self) -> str:
+        """The name of the weight matrix in its block."""
+        return self.part.removeprefix("w:")
+
+    @property
     def depth(self) -> tuple[int, int]:
-        """Sorts sites in the order in which a forward pass reaches them; weights come first of all."""
-        if self.part.startswith("w:"):
-            return (-2, 0)
+        """Sorts sites in the order in which edits act: as a forward pass reaches them, and weights first of all."""
+        return (-2, 0) if self.on_weights else self.reached
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """Where a forward pass reaches it: a weight matrix as its block begins."""
+        if self.on_weights and self.layer is not None:
+            return (self.layer, -1)
         if self.layer is None:
             return (-1, 0) if self.part == "embed" else (2**31, PARTS.index(self.part))
         return (self.layer, IN_BLOCK.index(self.part))

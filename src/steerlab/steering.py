@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from . import artefact, controls, edits, plugins
 from .contrast import Message
 from .controls import Constant, Control, Gate
+from .deltas import WeightEdit
 from .edits import Clamp, Edit, Push
 from .errors import ArtefactError, EditError, SteerlabError
-from .positions import NOT_TEMPLATE, Positions
+from .positions import ALL, NOT_TEMPLATE, Positions
 from .sites import Site
 
 if TYPE_CHECKING:
@@ -85,14 +86,32 @@ class Intervention:
                 f"{self.edit.kind} at {self.site} takes strengths in [{self.edit.domain[0]:g}, {self.edit.domain[1]:g}];"
                 f" got {low:g}" + (f" to {high:g}." if high != low else ".")
             )
-        if problem := self.control.problem(self.positions):
+        if problem := self.control.problem(self.positions) or self._misplaced():
             raise EditError(problem + ".")
         late = [str(s) for s in self.control.reads if s.depth > self.site.depth]
-        if late and not (isinstance(self.control, Gate) and self.control.ahead):
+        if late and not _ahead(self.control):
             raise EditError(
                 f"the control at {self.site} reads {', '.join(late)}, which a forward pass reaches only later; read at or"
                 " before the site that it acts on."
             )
+
+    def _misplaced(self) -> str | None:
+        """Why an edit of weights can't act as it is told to, or one of activations there; None where it can."""
+        if isinstance(self.edit, WeightEdit) != self.site.on_weights:
+            wants, gets = ("a weight matrix", "mlp.down_proj@3") if self.edit.on == "weights" else ("activations", "3")
+            example = f"w:{gets}" if self.edit.on == "weights" else gets
+            return f"{self.edit.kind} edits {wants}, and {self.site} isn't such a site; give one like {example!r}"
+        if self.site.on_weights and self.positions != ALL:
+            return (
+                f"{self.edit.kind} at {self.site} has the positions {self.positions}; a weight edit acts on every token,"
+                " so give positions='all' (ALL)"
+            )
+        if self.site.on_weights and not (isinstance(self.control, Constant) or _ahead(self.control)):
+            return (
+                f"{self.edit.kind} at {self.site} has a {self.control.kind} control, and a weight edit has one strength for"
+                " all tokens; give Constant, or a gate that decides ahead"
+            )
+        return None
 
     def scaled(self, k: float) -> Intervention:
         """The same edit at k times the strength; tensors are never scaled."""
@@ -323,10 +342,18 @@ def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     )
 
 
+def _ahead(control: Control) -> bool:
+    return isinstance(control, Gate) and control.ahead
+
+
+def _kinds() -> dict[str, type[Edit]]:
+    return {**edits.kinds(), **edits.kinds("weights")}
+
+
 def _intervention(row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Intervention:
-    if row["edit"].get("kind") not in edits.kinds():
+    if row["edit"].get("kind") not in _kinds():
         plugins.bring()  # a kind of somebody else's is known once its package is imported
-    edit = artefact.restore(row["edit"], tensors, edits.kinds())
+    edit = artefact.restore(row["edit"], tensors, _kinds())
     control = artefact.restore(row["control"], tensors, controls.kinds())
     return Intervention(Site.parse(row["site"]), edit, Positions.from_json(row["positions"]), control)
 

@@ -112,7 +112,7 @@ def _told(data: dict[str, Any], sizes: str) -> str:
 
 def _what(edit: Edit) -> str:
     """An edit in words, with the numbers that a person would ask for."""
-    from .. import edits
+    from .. import deltas, edits
 
     if isinstance(edit, edits.Clamp):
         poles = f"{_numbers(edit.positive)} (+1), {_numbers(edit.negative)} (−1)"
@@ -124,6 +124,10 @@ def _what(edit: Edit) -> str:
         return f"Ablate: remove rank {edit.rank}"
     if isinstance(edit, edits.Rotate | edits.PointTo):
         return f"{edit.kind}: angle {edit.angle:.3g} rad"
+    if isinstance(edit, deltas.Delta):
+        size = "whole" if edit.low_rank is None else f"rank {edit.low_rank}"
+        ways = "both ways" if edit.symmetric else "0 to 1"
+        return f"Delta: change weights [{edit.height}, {edit.width}], {size}, norm {edit.norm:.3g}, {ways}"
     if isinstance(edit, edits.OneSided):
         return f"OneSided({_what(edit.inner)})"
     return f"{edit.kind} of width {edit.width}"

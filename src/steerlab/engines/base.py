@@ -191,6 +191,14 @@ class Start(NamedTuple):
     hidden: Float[Tensor, "b t d"]
 
 
+class Shape(NamedTuple):
+    """A weight matrix `[height, width]` (out, in), and the part whose tensor it reads, where that is `heads` or `neurons`."""
+
+    height: int
+    width: int
+    reads: str | None = None
+
+
 EditFunction = Callable[[Tensor], Tensor]
 
 
@@ -271,7 +279,11 @@ class Trainable(Runner):
 
     @abstractmethod
     def width(self, site: Site) -> int:
-        """The width of a site. Raises `SiteError` where the model has no such site."""
+        """The width of a site; of a weight matrix what it reads. Raises `SiteError` where the model has no such site."""
+
+    def matrices(self, layer: int = 0) -> dict[Site, Shape]:
+        """The weight matrices of a block that can be edited, in the order of a pass; none where the engine can't."""
+        return {}
 
     @abstractmethod
     def sites(self, layer: int = 0) -> tuple[Site, ...]:
@@ -304,6 +316,9 @@ class Trainable(Runner):
         hidden: bool = False,
     ) -> Run:
         """One forward pass with activations replaced: `edits[site]` gets `[b, t, d]` and returns the same shape.
+
+        At a weight matrix it gets what the matrix reads, `[b, t, in]`, and returns what is added to what it gives,
+        `[b, t, out]`: with x·ΔWᵀ the pass is that of W + ΔW.
 
         With `hidden` the pass ends before the output head, and gives what `head` makes the logits of; the last block may
         then run for these tokens alone.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import progress
 from ..contrast import Example
 from ..controls import Tokens
+from ..deltas import WeightEdit
 from ..errors import ArtefactError, ConfigError, DataError, SiteError, UnsupportedError
 from ..positions import LAST_PROMPT, Positions
 from ..sites import Site
@@ -32,6 +33,7 @@ from .base import (
     Reply,
     Run,
     Sampling,
+    Shape,
     Start,
     Steerings,
     Trainable,
@@ -156,7 +158,11 @@ class HFEngine(Trainable):
         return self._head[1]
 
     def width(self, site: Site) -> int:
-        return self.anatomy.point(site).width
+        return self.anatomy.matrix(site).width if site.on_weights else self.anatomy.point(site).width
+
+    def matrices(self, layer: int = 0) -> dict[Site, Shape]:
+        found = self.anatomy.matrices(layer)
+        return {Site(layer, f"w:{name}"): Shape(m.height, m.width, m.reads) for name, m in found.items()}
 
     def sites(self, layer: int = 0) -> tuple[Site, ...]:
         bare = ("embed", "final")
@@ -207,7 +213,14 @@ class HFEngine(Trainable):
             except SiteError as problem:
                 reasons.append(str(problem).rstrip("."))
                 continue
-            if width != i.edit.width:
+            if isinstance(i.edit, WeightEdit):
+                shape = (self.anatomy.matrix(i.site).height, width)
+                if (i.edit.height, i.edit.width) != shape:
+                    reasons.append(
+                        f"its {i.edit.kind} at {i.site} changes a matrix of {i.edit.height} × {i.edit.width} (out × in), and the"
+                        f" one here is {shape[0]} × {shape[1]}"
+                    )
+            elif width != i.edit.width:
                 reasons.append(f"its {i.edit.kind} at {i.site} has the width {i.edit.width}, and the site here {width}")
         return reasons
 
@@ -350,7 +363,7 @@ class HFEngine(Trainable):
         hooks = Hooks(self.anatomy, plan, edits=edits, collect=sites, only_collect=ends)
         if start is not None:
             first = Site(start.layer, "resid")
-            below = [s for s in (*(edits or ()), *sites) if s.depth < first.depth]
+            below = [s for s in (*(edits or ()), *sites) if s.reached < first.reached]
             if below:
                 raise SiteError(
                     f"the pass begins with the output of block {start.layer}, and {below[0]} lies below it."
@@ -482,9 +495,7 @@ class HFEngine(Trainable):
     def _narrows(self, hooks: Hooks, start: Start | None) -> bool:
         """Whether the last block runs, is seen by no hook, and gives the same narrowed (tried once)."""
         last = self.depth - 1
-        if (start is not None and start.layer == last) or any(
-            s.depth >= Site(last, "norm_attn").depth for s in hooks.sites
-        ):
+        if (start is not None and start.layer == last) or any(s.reached >= (last, -1) for s in hooks.sites):
             return False
         if self._narrowable is None:
             self._narrowable = narrows(self.model, self.anatomy)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..controls import Constant, Control, State, Tokens
+from ..deltas import WeightEdit
 from ..edits import Edit
 from ..positions import Positions
 from ..sites import Site
@@ -48,6 +49,10 @@ class Group:
             strengths = torch.tensor(self.strengths, dtype=torch.float32, device=device)
             self._ready = (torch.tensor(self.rows, device=device), strengths[:, None, None])
         return self._ready
+
+    def whole(self, rows: int) -> bool:
+        """Whether it is all rows of the batch, in order."""
+        return self.rows == list(range(rows))
 
     def controlled(self, read: Mapping[Site, Tensor], tokens: Tokens) -> Float[Tensor, "n t r"]:
         """The control's strength for this chunk; its state goes on to the next."""
@@ -88,6 +93,15 @@ class Plan:
                 group.rows.append(row)
                 group.strengths.append(value)
         self.groups = [group for _, group in sorted(groups.items(), key=lambda item: item[0][:2])]
+        self._at: dict[Site, list[Group]] | None = None
+
+    def at(self, site: Site) -> list[Group]:
+        """The groups that act at a site, in order."""
+        if self._at is None:
+            self._at = {}
+            for group in self.groups:
+                self._at.setdefault(group.site, []).append(group)
+        return self._at.get(site, [])
 
     @property
     def sites(self) -> set[Site]:
@@ -104,7 +118,7 @@ class Plan:
         new = {old: n for n, old in enumerate(rows)}
         for group in self.groups:
             group.keep(new)
-        self.groups[:] = [g for g in self.groups if g.rows]
+        self.groups[:], self._at = [g for g in self.groups if g.rows], None
 
 
 class Enough(Exception):
@@ -132,14 +146,16 @@ class Hooks:
         self.head: Tensor | None = None
         self._edits = dict(edits or {})
         self._read: dict[Site, Tensor] = {}
+        self._collects = set(collect)
         wanted = sorted({*plan.sites, *self._edits, *collect}, key=lambda s: (s.depth, str(s)))
-        self._points = {site: anatomy.point(site) for site in wanted}
-        self._reads, self._collects = plan.reads, set(collect)
+        self._points = {site: anatomy.point(site) for site in wanted if not site.on_weights or site in self._collects}
+        self._matrices = {site: anatomy.matrix(site) for site in wanted if site not in self._points}
+        self._reads = plan.reads
 
     @property
     def sites(self) -> set[Site]:
         """The sites that anything is done at."""
-        return set(self._points)
+        return {*self._points, *self._matrices}
 
     @contextmanager
     def attached(self) -> Generator[None]:
@@ -148,6 +164,8 @@ class Hooks:
         for site, point in self._points.items():
             by_module.setdefault((point.module, point.side), []).append(site)
         with ExitStack() as stack:
+            for site, matrix in self._matrices.items():  # before the others: what activations are is told after weights
+                stack.callback(matrix.module.register_forward_hook(self._on_weights(site)).remove)
             for (module, side), sites in by_module.items():
                 if side == "output":
                     handle = module.register_forward_hook(self._on_output(sites))
@@ -155,6 +173,21 @@ class Hooks:
                     handle = module.register_forward_pre_hook(self._on_input(sites), with_kwargs=True)
                 stack.callback(handle.remove)
             yield
+
+    def _on_weights(self, site: Site) -> Any:
+        """Adds to a matrix's output what the changes of its weight make of what it reads; rows without any stay."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            for group in self.plan.at(site):
+                rows, strength = group.ready(output.device)
+                added = cast("WeightEdit", group.edit).added(args[0].index_select(0, rows), strength)
+                changed = (output.index_select(0, rows).float() + added).to(output.dtype)
+                output = changed if group.whole(len(output)) else output.index_copy(0, rows, changed)
+            if site in self._edits:
+                output = (output.float() + self._edits[site](args[0])).to(output.dtype)
+            return output
+
+        return hook
 
     def _on_output(self, sites: list[Site]) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -213,7 +246,7 @@ class Hooks:
             strength = group.controlled(read, Tokens(self.tokens.ids.to(h.device)[rows], position, length))
             touched = touched & (strength != 0).any(dim=-1)
         edited = torch.where(touched[..., None], group.edit(mine, strength), mine)
-        return edited if group.rows == list(range(h.shape[0])) else h.index_copy(0, rows, edited)
+        return edited if group.whole(h.shape[0]) else h.index_copy(0, rows, edited)
 
 
 def refuse_compiled(model: nn.Module) -> list[str]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import SiteError, UnsupportedError, nearest
 from ..sites import Site
 from .hf_layout import Layout, find_layout
+from .hf_weights import Matrices, Matrix, find_matrices
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -67,6 +68,7 @@ class _Block:
     absent: dict[str, str] = field(default_factory=dict[str, str])  # part -> why this block hasn't got it
     heads: int = 0
     key_heads: int = 0
+    matrices: Matrices = field(default_factory=Matrices)
 
 
 class Anatomy:
@@ -128,14 +130,13 @@ class Anatomy:
             if self._final is None:
                 raise SiteError("this model has no norm after its last block, so there is no site 'final'.")
             return Point(self._final, "output", None, self.width)
-        if site.layer is None or site.part.startswith("w:") or site.part.startswith("cache_"):
-            raise SiteError(f"the site {site} isn't one that activations pass through in this version.")
-        if site.layer >= self.depth:
+        if site.on_weights:
             raise SiteError(
-                f"the site {site} names block {site.layer}, but this model has {self.depth} blocks, 0 to {self.depth - 1}."
-                f" The last one is '{Site(self.depth - 1, site.part, site.index)}'."
+                f"the site {site} is a weight matrix, which has no activations; read what it gives or reads."
             )
-        block = self._blocks[site.layer]
+        if site.layer is None or site.part.startswith("cache_"):
+            raise SiteError(f"the site {site} isn't one that activations pass through in this version.")
+        block = self._block(site, site.layer)
         if site.part == "resid":
             return Point(block.module, "output", None, self.width)
         self._look_inside()
@@ -143,6 +144,30 @@ class Anatomy:
             why = block.absent.get(site.part, "the block has no such tensor")
             raise SiteError(f"this model has no site {site}: {why}. {nearest(site.part, self.parts(site.layer))}")
         return self._sliced(site, block)
+
+    def matrix(self, site: Site) -> Matrix:
+        """The weight matrix that a site is. Raises `SiteError` with the reason and the nearest one that exists."""
+        assert site.layer is not None and site.on_weights, "a weight site has a layer"
+        block = self._block(site, site.layer)
+        self._look_inside()
+        found = block.matrices.found.get(site.matrix)
+        if found is None:
+            why = block.matrices.refused.get(site.matrix, "the block has no weight matrix of that name")
+            raise SiteError(f"this model has no site {site}: {why}. {nearest(site.matrix, block.matrices.found)}")
+        return found
+
+    def matrices(self, layer: int) -> dict[str, Matrix]:
+        """The weight matrices of a block by name, in the order in which they are used."""
+        self._look_inside()
+        return self._blocks[layer].matrices.found
+
+    def _block(self, site: Site, layer: int) -> _Block:
+        if layer >= self.depth:
+            raise SiteError(
+                f"the site {site} names block {layer}, but this model has {self.depth} blocks, 0 to {self.depth - 1}."
+                f" The last one is '{Site(self.depth - 1, site.part, site.index)}'."
+            )
+        return self._blocks[layer]
 
     def _sliced(self, site: Site, block: _Block) -> Point:
         point = block.points[site.part]
@@ -224,6 +249,8 @@ class Anatomy:
                 self._find_neurons(block, mixers[0], calls)
             order = ["norm_attn", "q", "k", "v", "heads", "attn", "norm_mlp", "neurons", "mlp"]
             block.points = {p: block.points[p] for p in order if p in block.points}
+            parts = {block.points[p].module: p for p in ("heads", "neurons") if p in block.points}
+            block.matrices = find_matrices(self._model, block.module, calls, parts)
         self._inside = True
 
     def _place(self, block: _Block, part: str, found: list[_Call], inner: list[_Call]) -> None:

@@ -29,7 +29,8 @@ from .keep import Keep, joined
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-# what reaches a site [b, t, d], which of the asked examples its rows are [b], and the batch
+# what reaches a site [b, t, d], which of the asked examples its rows are [b], and the batch; at a weight matrix, what it
+# reads, to what is added to its output
 EditRows = Callable[[Tensor, Tensor, Batch], Tensor]
 APART = 96  # tokens that a pass of its own costs, when examples are sorted by length
 SCORES = 2**28  # bytes of the untouched model's scores that are held
@@ -343,7 +344,7 @@ class Frozen:
 
 def layer_below(engine: Trainable, sites: Sequence[Site]) -> int | None:
     """The last block whose output no edit at these sites can change, or is the lowest site itself."""
-    lowest = min(sites, key=lambda s: s.depth)
+    lowest = min(sites, key=lambda s: s.reached)
     if lowest.part == "final":
         return engine.depth - 1
     if lowest.layer is None:

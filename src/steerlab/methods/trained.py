@@ -312,7 +312,7 @@ class Fit:
         """One step; at the end of an epoch, what it has come to."""
         if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
             raise DataError(
-                f"the gradient of {self.method.name} is not finite (loss {loss}); the model overflows on this data. Try"
+                f"the gradient of {self.method.name} is NaN or infinite (loss {loss}); the model overflows on this data. Try"
                 " bfloat16 or float32, or look for empty or damaged rows with `steerlab data check`."
             )
         self.optimiser.move(gradients)
@@ -385,11 +385,14 @@ def _merged(touching: Sequence[Mapping[Site, EditRows]], ends: Sequence[int]) ->
 
     def at(site: Site) -> EditRows:
         def put(h: Tensor, index: Tensor, batch: Batch) -> Tensor:
+            out = None if site.on_weights else h  # all that a matrix reads is in one fit or another
             for mine, begin, end in zip(touching, begins, ends, strict=True):
                 here = ((index >= begin) & (index < end)).nonzero()[:, 0]
                 if len(here):
-                    h = h.index_copy(0, here, mine[site](h[here], index[here] - begin, batch.take(here)))
-            return h
+                    made = mine[site](h[here], index[here] - begin, batch.take(here))
+                    out = made.new_empty(*h.shape[:-1], made.shape[-1]) if out is None else out
+                    out = out.index_copy(0, here, made)
+            return h if out is None else out
 
         return put
 
