@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test test-all mutants lint format bench-pilot bench-training bench-many bench-forecast bench-extraction study table judges stories pictures clean
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(MAKEFILE_LIST))
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ study: setup  ## what of a CDAS fit buys what, on four kinds of models (hours; j
 bench-extraction: setup  ## reading activations against steering-vectors and repeng, each in its own environment
 	@tools/peers $(VENV)-peers
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_extraction.py --peers $(VENV)-peers/bin/python
+
+bench-weights: setup  ## how near a post-block adapter comes to the weight update it stands for (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_weights.py
 
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import SiteError, UnsupportedError, nearest
 from ..sites import Site
 from .hf_layout import Layout, find_layout
-from .hf_weights import Matrices, Matrix, find_matrices
+from .hf_weights import Matrices, Matrix, find_matrices, owners_of
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -237,6 +237,7 @@ class Anatomy:
             return
         calls = self._watched()
         layouts: dict[object, Layout | str] = {}
+        owners = owners_of(self._model)
         for block in self._blocks:
             children = [c for c in calls if any(c.module is m for m in block.module.children())]
             attention = [c for c in children if "attention_mask" in inspect.signature(c.module.forward).parameters]
@@ -250,7 +251,7 @@ class Anatomy:
             order = ["norm_attn", "q", "k", "v", "heads", "attn", "norm_mlp", "neurons", "mlp"]
             block.points = {p: block.points[p] for p in order if p in block.points}
             parts = {block.points[p].module: p for p in ("heads", "neurons") if p in block.points}
-            block.matrices = find_matrices(self._model, block.module, calls, parts)
+            block.matrices = find_matrices(block.module, calls, parts, owners)
         self._inside = True
 
     def _place(self, block: _Block, part: str, found: list[_Call], inner: list[_Call]) -> None:

@@ -50,10 +50,10 @@ class Matrices:
 
 
 def find_matrices(
-    model: nn.Module, block: nn.Module, calls: Sequence[Called], parts: Mapping[nn.Module, str]
+    block: nn.Module, calls: Sequence[Called], parts: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
 ) -> Matrices:
     """The matrices of a block. `parts` says which modules read a part; `calls` are those of one pass of two tokens."""
-    made, owners = Matrices(), _owners(model)
+    made = Matrices()
     names = {module: name for name, module in block.named_modules() if name}
     in_order = dict.fromkeys([call.module for call in calls if call.module in names])
     for module in [*in_order, *(m for m in names if m not in in_order)]:
@@ -109,7 +109,10 @@ def _is_linear(module: nn.Module, weight: Tensor, width: int, height: int) -> bo
     bias = _own(module, "bias")
     x = torch.linspace(-1, 1, 2 * width, device=weight.device).sin_().reshape(1, 2, width).to(weight.dtype)
     with torch.no_grad():
-        gave = module(x).float()
+        try:
+            gave = module(x).float()
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False  # it needs more than x
         wanted = [
             torch.nn.functional.linear(x, w, bias).float()
             for w in (weight, weight.T)
@@ -130,8 +133,8 @@ def _own(module: nn.Module, name: str) -> nn.Parameter | None:
     return dict(module.named_parameters(recurse=False, remove_duplicate=False)).get(name)
 
 
-def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Every name of each parameter of the model."""
+def owners_of(model: nn.Module) -> dict[int, list[str]]:
+    """Every name of each parameter of the model, by its identity."""
     found: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(p), []).append(name.removesuffix(".weight"))

@@ -31,7 +31,7 @@ def _pairs(names: list[str], *, full: bool) -> list[tuple[str, str]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `method_name` or `edit_kind` runs once for each that is installed."""
+    """A test that asks for `method_name`, `edit_kind` or `weight_kind` runs once for each that is installed."""
     if "method_name" in metafunc.fixturenames:
         from steerlab import plugins
 
@@ -48,3 +48,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         plugins.bring()
         metafunc.parametrize("edit_kind", list(edits.kinds()))
+    if "weight_kind" in metafunc.fixturenames:
+        from steerlab import deltas, edits, plugins
+
+        plugins.bring()
+        metafunc.parametrize("weight_kind", list(edits.kinds(deltas.WeightEdit.on)))
