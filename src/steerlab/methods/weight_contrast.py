@@ -7,9 +7,10 @@ preferences are added by `a + b`, each `scaled` as wanted.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,12 @@ from ..errors import ConfigError
 from ..sites import Site
 from .frozen import EditRows
 from .optimisers import Adam, Optimiser, Several
-from .trained import Free, Given, Row
+from .trained import Free, Given, Row, Step
 from .vectors import Pair
 from .weights import TrainedWeights, at, check_rank, factors
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 PLUS, MINUS = "+", "-"  # whose training: the preference, and the one with its labels swapped
 YES, NO = "yes", "no"  # the concept's answer, and the other
@@ -92,6 +96,10 @@ class WeightContrast(TrainedWeights):
             return add
 
         return {site: both(site) for site in given.sites}
+
+    @abstractmethod
+    def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:
+        """What both trainings cost together."""
 
     def rows(self, item: Pair, draw: torch.Generator) -> list[Row]:
         prompts = {e.messages: e for e in item}.values()  # one where both are the same
