@@ -8,6 +8,7 @@ echoed prompts against real positives.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 from dataclasses import replace
@@ -62,6 +63,31 @@ def placed(variant: str, folder: Path, workers: int) -> tuple[ArmPlan, ...]:
     )
 
 
+def short(folder: Path) -> None:
+    """The tables of a finished run as one: joint success at unit strength and tuned, and points of capability lost tuned."""
+    rows = [
+        row
+        for part in ("both", "concepts")
+        for row in json.loads((folder / part / "results.json").read_text())["table"]
+    ]
+    groups = list(dict.fromkeys((row["group"], row["direction"]) for row in rows))
+    cells = {(row["arm"], row["group"], row["direction"], row["setting"]): row for row in rows}
+    print("| | " + " | ".join(f"{group} {direction}ed" for group, direction in groups).replace("eed", "ed") + " |")
+    print("|---|" + "---|" * len(groups))
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        told: list[str] = []
+        for group, direction in groups:
+            unit, tuned = (cells.get((arm, group, direction, setting)) for setting in ("unit", "tuned"))
+            if unit is None or unit["joint"]["mean"] is None:
+                told.append("–")
+                continue
+            best = tuned or unit
+            lost = best["lost"]["mean"]
+            cost = "" if lost is None else f" ({100 * lost:.0f})"
+            told.append(f"{100 * unit['joint']['mean']:.0f} / {100 * best['joint']['mean']:.0f}{cost}")
+        print(f"| {arm} | " + " | ".join(told) + " |")
+
+
 def fooled(variant: str = "pilot", n: int = 40) -> None:
     """Shares that count as joint success: real positives against three ways to fool a word list."""
     suite, rng = PilotSuite(variant), random.Random(0)
@@ -102,8 +128,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--variant", default="pilot")
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
+    parser.add_argument(
+        "--short", action="store_true", help="a finished run's figures in one table of Markdown, nothing else"
+    )
     parser.add_argument("--judges", action="store_true", help="the judges' check alone")
     given = parser.parse_args()
+    if given.short:
+        short(given.out / given.variant)
+        return
     if not given.judges:
         with progress.shown():
             arms = placed(given.variant, given.out / given.variant, given.workers)
@@ -116,6 +148,8 @@ def main() -> None:
             suite = PilotSuite(given.variant, pairs=pairs)
             folder = given.out / given.variant / part
             printed(measured(suite, plan, folder, workers=given.workers, title="Every method on the pilot"))
+        print("\njoint success in percent at unit strength / tuned on dev (points of capability lost tuned)\n")
+        short(given.out / given.variant)
     fooled(given.variant)
 
 
