@@ -17,7 +17,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .contrast import Contrast, Example, Message
-    from .controls import Constant, Control, Gate
+    from .controls import Constant, Control, Gate, Network
     from .deltas import Delta
     from .edits import (
         Ablate,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Affine,
         AffineMap,
         Clamp,
+        Descend,
         Edit,
         OneSided,
         PointTo,
@@ -67,11 +68,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "contrast": ("Contrast", "Example", "Message"),
-    "controls": ("Constant", "Control", "Gate"),
+    "controls": ("Constant", "Control", "Gate", "Network"),
     "deltas": ("Delta",),
     "edits": (
-        "Ablate", "Adapter", "Affine", "AffineMap", "Clamp", "Edit", "OneSided", "PointTo", "Push", "Rotate", "Scale", "Shift",
-        "Transport",
+        "Ablate", "Adapter", "Affine", "AffineMap", "Clamp", "Descend", "Edit", "OneSided", "PointTo", "Push", "Rotate",
+        "Scale", "Shift", "Transport",
     ),
     "engines.base": ("Reply", "Runner", "Sampling", "Trainable"),
     "engines.hf": ("HFEngine",),
@@ -93,8 +94,8 @@ _HOME = {name: module for module, held in _HOMES.items() for name in held}
 
 __all__ = [  # noqa: RUF022  (plain order, the version last)
     "ALL", "Ablate", "Adapter", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast",
-    "Control", "DECODING", "DataError", "Delta", "Edit", "EditError", "Example", "GENERATED", "Gate", "HFEngine",
-    "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method", "NOT_TEMPLATE", "OneSided",
+    "Control", "DECODING", "DataError", "Delta", "Descend", "Edit", "EditError", "Example", "GENERATED", "Gate", "HFEngine",
+    "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method", "NOT_TEMPLATE", "Network", "OneSided",
     "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling", "Scale", "Score",
     "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "Transport", "UnsupportedError", "Window", "first",
     "gated", "last", "load", "method", "read_data", "read_prompts", "__version__",

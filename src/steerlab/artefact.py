@@ -44,10 +44,13 @@ def settle(thing: T) -> T:
     return dataclasses.replace(cast("Any", thing), **moved)
 
 
-def flatten(thing: object, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def flatten(
+    thing: object, prefix: str, stored: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A dataclass as `{"kind": its class, field: value}`; its tensors apart, under names that begin with `prefix`.
 
     A field that came later (`metadata={"later": True}`) is left out at its default, so that older files keep their digest.
+    A `shared` one that is among the tensors `stored` already, under another prefix, is named and not stored again.
     """
     row: dict[str, Any] = {"kind": type(thing).__name__}
     tensors: dict[str, Tensor] = {}
@@ -56,8 +59,10 @@ def flatten(thing: object, prefix: str) -> tuple[dict[str, Any], dict[str, Tenso
         if f.metadata.get("later") and value == f.default:
             continue
         if isinstance(value, Tensor):
-            row[f.name] = {"tensor": name}
-            tensors[name] = value
+            twin = _twin(value, f.name, stored or {}) if f.metadata.get("shared") else None
+            row[f.name] = {"tensor": twin or name}
+            if twin is None:
+                tensors[name] = value
         elif isinstance(value, Site):
             row[f.name] = {"site": str(value)}
         elif dataclasses.is_dataclass(value):
@@ -66,6 +71,12 @@ def flatten(thing: object, prefix: str) -> tuple[dict[str, Any], dict[str, Tenso
         else:
             row[f.name] = value
     return row, tensors
+
+
+def _twin(value: Tensor, field: str, stored: Mapping[str, Tensor]) -> str | None:
+    """The name of an equal tensor of the same field."""
+    mine = ((name, t) for name, t in stored.items() if name.endswith(f".{field}"))
+    return next((name for name, t in mine if t.shape == value.shape and torch.equal(t, value)), None)
 
 
 def restore(row: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mapping[str, type]) -> Any:

@@ -73,6 +73,11 @@ class Control(ABC):
         """The name under which it is saved."""
         return type(self).__name__
 
+    @classmethod
+    def random(cls, site: Site, width: int, generator: torch.Generator) -> Control:
+        """A valid instance that reads `site`, drawn at random, so that the laws can be tested on every kind that exists."""
+        raise EditError(f"{cls.__name__} has no random(site, width, generator), which the laws of controls need.")
+
     def to(self, device: torch.device | str) -> Self:
         """The same control with its tensors on another device."""
         moved = {
@@ -99,14 +104,17 @@ class Constant(Control):
     def scaled(self, k: float) -> Constant:
         return Constant(self.value * k)
 
+    @classmethod
+    def random(cls, site: Site, width: int, generator: torch.Generator) -> Constant:
+        return cls(float(torch.rand((), generator=generator)))
+
     @property
     def most(self) -> tuple[float, float]:
         return (self.value, self.value)
 
 
-@dataclass(frozen=True, eq=False)
-class Gate(Control):
-    """A linear probe decides between `value` and exactly 0: open where h·direction > threshold at the site it reads.
+class Decision(Control):
+    """What looks at one site and decides between exactly 0 and `value`, or in between.
 
     By itself it decides at each token. `held=True` decides once, at the last prompt token, and keeps to it: it can
     only act from that token on (positions such as `DECODING`), since earlier ones have passed by then. `ahead=True` also
@@ -116,51 +124,46 @@ class Gate(Control):
 
     held_needs: ClassVar[str] = "positions that start at the last prompt token, such as DECODING"
     site: Site
-    direction: Float[Tensor, " d"]
-    threshold: float
-    value: float = 1.0
-    held: bool = False
-    ahead: bool = field(default=False, metadata={"later": True})
+    value: float
+    held: bool
+    ahead: bool
 
-    def __post_init__(self) -> None:
+    @abstractmethod
+    def level(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
+        """How much it wants of the strength at these activations, in [0, 1]."""
+
+    def _check(self, name: str) -> None:
         if self.held and self.ahead:
-            raise EditError("a gate is held or decides ahead; give one of held=True and ahead=True.")
-        if self.direction.ndim != 1 or not bool(torch.isfinite(self.direction).all()):
-            raise EditError("a gate's direction must be a finite vector [d].")
-        if not (math.isfinite(self.threshold) and math.isfinite(self.value)):
-            raise EditError(
-                f"a gate has the threshold {self.threshold} and the strength {self.value}; both must be finite."
-            )
-        object.__setattr__(self, "direction", self.direction.to(torch.float32))
+            raise EditError(f"a {name} is held or decides ahead; give one of held=True and ahead=True.")
+        if not math.isfinite(self.value):
+            raise EditError(f"a {name} has the strength {self.value}; it must be finite.")
 
     @property
     def reads(self) -> tuple[Site, ...]:
         return (self.site,)
 
     def start(self, rows: int, device: torch.device) -> State:
-        return {"open": torch.zeros(rows, dtype=torch.bool, device=device)} if self.held else {}
+        return {"level": torch.zeros(rows, device=device)} if self.held else {}
 
     def strength(self, read: Mapping[Site, Tensor], tokens: Tokens, state: State) -> tuple[Tensor, State]:
         if self.ahead:
-            raise EditError("this gate decides ahead, and nobody has decided it yet; this is a mistake in the engine.")
-        is_open = self.opens(read[self.site])
+            raise EditError(
+                "this control decides ahead, and nobody has decided it yet; this is a mistake in the engine."
+            )
+        h = read[self.site]
         if self.held:
             deciding = tokens.position == tokens.prompt_length[:, None] - 1
-            decided = (is_open & deciding).any(dim=1)
-            state = {"open": torch.where(deciding.any(dim=1), decided, state["open"])}
-            is_open = state["open"][:, None].expand_as(tokens.ids)
-        return (is_open.float() * self.value)[..., None], state
+            at = deciding.long().argmax(dim=1)
+            level = self.level(h[torch.arange(len(h), device=h.device), at])
+            state = {"level": torch.where(deciding.any(dim=1), level, state["level"])}
+            level = state["level"][:, None].expand_as(tokens.ids)
+        else:
+            level = self.level(h)
+        return (level * self.value)[..., None], state
 
-    def opens(self, h: Float[Tensor, "*n d"]) -> Bool[Tensor, "*n"]:
-        """Whether it is open at these activations."""
-        return (h.float() @ self.direction) > self.threshold
-
-    def decided(self, is_open: bool) -> Constant:
-        """What a gate that decides ahead comes to."""
-        return Constant(self.value if is_open else 0.0)
-
-    def scaled(self, k: float) -> Gate:
-        return dataclasses.replace(self, value=self.value * k)
+    def decided(self, h: Float[Tensor, " d"]) -> Constant:
+        """What it comes to ahead, at the last prompt token's activation."""
+        return Constant(float(self.level(h)) * self.value)
 
     @property
     def most(self) -> tuple[float, float]:
@@ -168,10 +171,117 @@ class Gate(Control):
 
     def problem(self, positions: Positions) -> str | None:
         if self.held and not positions.decides_at_last_prompt:
-            return f"a held gate decides at the last prompt token, so it needs {self.held_needs}; got {positions}"
+            name = self.kind.lower()
+            return f"a held {name} decides at the last prompt token, so it needs {self.held_needs}; got {positions}"
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class Gate(Decision):
+    """A linear probe decides between `value` and exactly 0: open where h·direction > threshold at the site it reads."""
+
+    site: Site
+    direction: Float[Tensor, " d"]
+    threshold: float
+    value: float = 1.0
+    held: bool = False
+    ahead: bool = field(default=False, metadata={"later": True})
+
+    def __post_init__(self) -> None:
+        if self.direction.ndim != 1 or not bool(torch.isfinite(self.direction).all()):
+            raise EditError("a gate's direction must be a finite vector [d].")
+        self._check("gate")
+        if not math.isfinite(self.threshold):
+            raise EditError(f"a gate has the threshold {self.threshold}; it must be finite.")
+        object.__setattr__(self, "direction", self.direction.to(torch.float32))
+
+    def level(self, h: Tensor) -> Tensor:
+        return self.opens(h).float()
+
+    def opens(self, h: Float[Tensor, "*n d"]) -> Bool[Tensor, "*n"]:
+        """Whether it is open at these activations."""
+        return (h.float() @ self.direction) > self.threshold
+
+    def scaled(self, k: float) -> Gate:
+        return dataclasses.replace(self, value=self.value * k)
+
+    @classmethod
+    def random(cls, site: Site, width: int, generator: torch.Generator) -> Gate:
+        held = bool(torch.randint(2, (1,), generator=generator))
+        return cls(site, torch.randn(width, generator=generator), 0.0, 0.7, held=held)
+
+
+@dataclass(frozen=True, eq=False)
+class Network(Decision):
+    """A small network says how strongly each of several interventions acts (Guiding Giants, arXiv 2505.20309).
+
+    o = relu(h·hiddenᵀ + bias)·outᵀ + offset at the site it reads. Output 0 is whether to act at all, each other one
+    belongs to one intervention: that of the number `output` acts at value·max(0, 2σ(o₀) − 1)·σ(o_output), which is
+    exactly 0 where acting is the less likely, and never turns round. (The published controller multiplies by o₀ itself,
+    which is negative on prompts to be left alone.) Interventions of one network hold the same tensors; a file has them once.
+    """
+
+    site: Site
+    hidden: Float[Tensor, "k d"] = field(metadata={"shared": True})
+    bias: Float[Tensor, " k"] = field(metadata={"shared": True})
+    out: Float[Tensor, "m k"] = field(metadata={"shared": True})
+    offset: Float[Tensor, " m"] = field(metadata={"shared": True})
+    output: int = 1
+    value: float = 1.0
+    held: bool = True
+    ahead: bool = False
+
+    def __post_init__(self) -> None:
+        self._check("network")
+        shapes = [tuple(t.shape) for t in (self.hidden, self.bias, self.out, self.offset)]
+        sizes = (*shapes[0], shapes[2][0]) if len(shapes[0]) == len(shapes[2]) == 2 else (0, 0, 0)
+        k, d, m = sizes
+        if shapes != [(k, d), (k,), (m, k), (m,)]:
+            raise EditError(
+                f"a network has hidden, bias, out and offset of the shapes {shapes}; expected [k, d], [k], [m, k], [m]."
+            )
+        if not 1 <= self.output < m:
+            raise EditError(
+                f"a network has {m} outputs and this intervention takes number {self.output}; expected 1 to {m - 1} (0 says"
+                " whether to act at all)."
+            )
+        for name in ("hidden", "bias", "out", "offset"):
+            value = getattr(self, name).to(torch.float32)
+            if not bool(torch.isfinite(value).all()):
+                raise EditError(f"a network's {name} holds NaN or infinite values.")
+            object.__setattr__(self, name, value)
+
+    def outputs(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n m"]:
+        """All its outputs, before any squashing."""
+        return torch.relu(h.float() @ self.hidden.T + self.bias) @ self.out.T + self.offset
+
+    def level(self, h: Tensor) -> Tensor:
+        return levels(self.outputs(h))[..., self.output - 1]
+
+    def scaled(self, k: float) -> Network:
+        return dataclasses.replace(self, value=self.value * k)
+
+    @classmethod
+    def random(cls, site: Site, width: int, generator: torch.Generator) -> Network:
+        sizes = ((6, width), (6,), (3, 6), (3,))
+        made = [torch.randn(size, generator=generator) for size in sizes]
+        held, output = (int(torch.randint(2, (1,), generator=generator)) for _ in range(2))
+        return cls(site, *made, output=1 + output, value=0.7, held=bool(held))
+
+
+def levels(outputs: Float[Tensor, "*n m"]) -> Float[Tensor, "*n m-1"]:
+    """How strongly each intervention acts, in [0, 1], from a network's outputs."""
+    act = (2 * torch.sigmoid(outputs[..., :1]) - 1).clamp_min(0)
+    return act * torch.sigmoid(outputs[..., 1:])
 
 
 def kinds() -> dict[str, type[Control]]:
     """Every kind of control that exists, by the name under which it is saved."""
-    return {c.__name__: c for c in Control.__subclasses__() if not getattr(c, "__abstractmethods__", None)}
+    found: dict[str, type[Control]] = {}
+    todo: list[type[Control]] = [Control]
+    while todo:
+        for sub in todo.pop().__subclasses__():
+            todo.append(sub)
+            if not getattr(sub, "__abstractmethods__", None):
+                found[sub.__name__] = sub
+    return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from . import artefact, controls, edits, plugins
 from .contrast import Message
-from .controls import Constant, Control, Gate
+from .controls import Constant, Control, Decision
 from .deltas import WeightEdit
 from .edits import Clamp, Edit, Push
 from .errors import ArtefactError, EditError, SteerlabError
@@ -204,15 +204,15 @@ class Steering:
         )
 
     @property
-    def ahead(self) -> tuple[Gate, ...]:
-        """The gates that are decided before a row runs."""
-        return tuple(i.control for i in self.interventions if isinstance(i.control, Gate) and i.control.ahead)
+    def ahead(self) -> tuple[Decision, ...]:
+        """The gates and networks that decide before a row runs."""
+        return tuple(i.control for i in self.interventions if isinstance(i.control, Decision) and i.control.ahead)
 
-    def decided(self, opens: Callable[[Gate], bool]) -> Steering:
-        """The same steering with every such gate decided: its strength, or exactly 0."""
+    def decided(self, read: Callable[[Site], Tensor]) -> Steering:
+        """The same steering with all of these decided, by a row's activation `[d]` at each site."""
         made = [
-            replace(i, control=i.control.decided(opens(i.control)))
-            if isinstance(i.control, Gate) and i.control.ahead
+            replace(i, control=i.control.decided(read(i.control.site)))
+            if isinstance(i.control, Decision) and i.control.ahead
             else i
             for i in self.interventions
         ]
@@ -295,7 +295,7 @@ class Steering:
         tensors: dict[str, Tensor] = {}
         for n, i in enumerate(self.interventions):
             edit, edit_tensors = artefact.flatten(i.edit, f"{n}.edit")
-            control, control_tensors = artefact.flatten(i.control, f"{n}.control")
+            control, control_tensors = artefact.flatten(i.control, f"{n}.control", tensors)
             tensors |= edit_tensors | control_tensors
             rows.append({"site": str(i.site), "positions": i.positions.to_json(), "edit": edit, "control": control})
         return {
@@ -343,7 +343,7 @@ def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _ahead(control: Control) -> bool:
-    return isinstance(control, Gate) and control.ahead
+    return isinstance(control, Decision) and control.ahead
 
 
 def _kinds() -> dict[str, type[Edit]]:

@@ -128,20 +128,26 @@ def _what(edit: Edit) -> str:
         size = "whole" if edit.low_rank is None else f"rank {edit.low_rank}"
         ways = "both ways" if edit.symmetric else "0 to 1"
         return f"Delta: change weights [{edit.height}, {edit.width}], {size}, norm {edit.norm:.3g}, {ways}"
+    if isinstance(edit, edits.Descend):
+        aim = "as high as they go" if edit.target is None else f"to {edit.target:g}"
+        return f"Descend: {edit.steps} steps ({edit.rule}, {edit.step:g}) that bring a value network's scores {aim}"
     if isinstance(edit, edits.OneSided):
         return f"OneSided({_what(edit.inner)})"
     return f"{edit.kind} of width {edit.width}"
 
 
 def _how_much(control: Any) -> str:
-    from ..controls import Constant, Gate
+    from ..controls import Constant, Decision, Gate, Network
 
     if isinstance(control, Constant):
         return f"{control.value:g}"
-    if isinstance(control, Gate):
+    if isinstance(control, Decision):
         ahead = "decided by a pass of the prompt before"
         held = ahead if control.ahead else "decided at the last prompt token" if control.held else "per token"
-        return f"{control.value:g} where {control.site} > {control.threshold:.3g} ({held})"
+        if isinstance(control, Gate):
+            return f"{control.value:g} where {control.site} > {control.threshold:.3g} ({held})"
+        if isinstance(control, Network):
+            return f"up to {control.value:g} as a network at {control.site} says, its output {control.output} ({held})"
     return control.kind
 
 

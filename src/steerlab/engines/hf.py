@@ -403,7 +403,7 @@ class HFEngine(Trainable):
         return each
 
     def _decided(self, examples: Sequence[Example], each: Sequence[Steering | None]) -> list[Steering | None]:
-        """Gates that decide ahead, decided: by a pass of the untouched prompts of those rows that have any."""
+        """Controls that decide ahead, decided: by a pass of the untouched prompts of those rows that have any."""
         waiting = [n for n, s in enumerate(each) if s is not None and s.ahead]
         if not waiting:
             return list(each)
@@ -412,10 +412,10 @@ class HFEngine(Trainable):
         for n, s in zip(waiting, steerings, strict=True):
             bare = examples[n].without_answer()
             asked.append(bare if s.prompt is None else replace(bare, messages=s.prompt.apply(bare.messages)))
-        sites = list(dict.fromkeys(gate.site for s in steerings for gate in s.ahead))
+        sites = list(dict.fromkeys(control.site for s in steerings for control in s.ahead))
         read = self.capture(asked, sites, LAST_PROMPT)
         for k, (n, s) in enumerate(zip(waiting, steerings, strict=True)):
-            found[n] = s.decided(lambda gate, k=k: bool(gate.opens(read[gate.site].values[k])))
+            found[n] = s.decided(lambda site, k=k: read[site].values[k])
         return found
 
     def _padded(self, whole: Sequence[Sequence[int]], prompts: Sequence[int], heads: Sequence[int]) -> Batch:
@@ -549,7 +549,7 @@ def _without_prompts(steerings: Sequence[Steering | None], why: str) -> None:
     if any(s is not None and s.prompt is not None and s.prompt.strength for s in steerings):
         raise UnsupportedError(f"this steering has a prompt, which can't be run here: {why}.")
     if any(s is not None and s.ahead for s in steerings):
-        raise UnsupportedError(f"this steering has a gate that decides ahead, which can't be run here: {why}.")
+        raise UnsupportedError(f"this steering has a control that decides ahead, which can't be run here: {why}.")
 
 
 @contextmanager

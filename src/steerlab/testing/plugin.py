@@ -31,7 +31,7 @@ def _pairs(names: list[str], *, full: bool) -> list[tuple[str, str]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `method_name`, `edit_kind` or `weight_kind` runs once for each that is installed."""
+    """A test that asks for `method_name`, `edit_kind`, `weight_kind` or `control_kind` runs once for each installed."""
     if "method_name" in metafunc.fixturenames:
         from steerlab import plugins
 
@@ -53,3 +53,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         plugins.bring()
         metafunc.parametrize("weight_kind", list(edits.kinds(deltas.WeightEdit.on)))
+    if "control_kind" in metafunc.fixturenames:
+        from steerlab import controls, plugins
+
+        plugins.bring()
+        metafunc.parametrize("control_kind", list(controls.kinds()))
