@@ -65,6 +65,9 @@ bench-extraction: setup  ## reading activations against steering-vectors and rep
 bench-weights: setup  ## how near a post-block adapter comes to the weight update it stands for (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_weights.py
 
+intensity: setup  ## an attribute at levels 0 to 4: asked, reached, and how far off (minutes)
+	@$(BIN)/python benchmarks/intensity.py
+
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py
 

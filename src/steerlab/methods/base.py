@@ -34,6 +34,7 @@ class Method(ABC):
     """Hyper-parameters with a `fit`. Fields are plain values, each with a default."""
 
     aim: ClassVar[Aim] = "elicit"  # what strength 1 does
+    selective: ClassVar[bool] = False  # it acts on prompts of the positive class alone, and leaves others bit-identical
     symmetric: ClassVar[bool] = False  # fitted with the classes swapped, it acts like .scaled(-1)
     paper: ClassVar[str] = ""
 

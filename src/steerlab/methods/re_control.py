@@ -4,14 +4,15 @@ V reads the activation at each token of an answer and learns, by λ-returns, the
 (`Example.score` where the data has scores, else 1 for the positive and 0 for the negative class). At each token of a new
 answer h takes a few steps that raise V (`target=None`), or bring it to a wanted score. Unlike the published code: the
 returns are constants (no gradient through them), rows never mix, AdamW's weight decay doesn't shrink h, the iterate that
-is kept is the one whose loss was measured, and training stops by examples held out for that.
+is kept is the one whose loss was measured, and training stops by the
+Monte Carlo error (λ = 1) on examples held out for that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from .. import progress
 from ..contrast import Contrast, Example
 from ..edits import ACTIVATIONS, SLOPES, Descend, Rule
 from ..engines.base import Captured, Trainable
-from ..errors import ConfigError, DataError, nearest
+from ..errors import ConfigError, DataError, EditError, nearest
 from ..meter import Meter
 from ..positions import Positions
 from ..steering import Intervention, Steering
@@ -43,7 +44,7 @@ class ReControl(Method):
     """
 
     paper: ClassVar[str] = "arXiv 2406.05954"
-    small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "rate": 3e-3, "epochs": 40, "activation": "silu"}
+    small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "rate": 3e-3, "epochs": 40, "activation": "silu", "lam": 1.0}
     site: str | None = "final"
     positions: str = "decoding"
     hidden: int = 3072
@@ -116,22 +117,22 @@ class ReControl(Method):
         return x @ net["readout"] + net["offset"]
 
     def _learned(self, read: Captured, scores: Float[Tensor, " n"]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The network in raw activations, and how far it is off at the ends of held-out answers."""
+        """The network in raw activations, and how far it is off, on the mean over held-out answers' tokens."""
         counts = torch.bincount(read.row, minlength=len(scores))
         begins = counts.cumsum(0) - counts
         centre, spread = read.values.mean(dim=0), read.values.std(dim=0)
         spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+        x = (read.values - centre) / spread
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(scores), generator=generator)
         test, train = order.tensor_split([max(1, round(self.held_out * len(scores)))])
 
-        def loss(net: Mapping[str, Tensor], chosen: Int[Tensor, " b"]) -> Tensor:
-            spans = [range(int(begins[i]), int(begins[i] + counts[i])) for i in chosen]
-            tokens = torch.tensor([t for span in spans for t in span])
-            inside = torch.arange(int(counts[chosen].max())) < counts[chosen][:, None]
-            given = self._values(net, (read.values[tokens] - centre) / spread)
+        def loss(net: Mapping[str, Tensor], chosen: Int[Tensor, " b"], lam: float) -> Tensor:
+            along = torch.arange(int(counts[chosen].max()))
+            inside = along < counts[chosen][:, None]
+            given = self._values(net, x[(begins[chosen][:, None] + along)[inside]])
             value = torch.zeros(inside.shape).masked_scatter(inside, given)
-            wanted = returns(value.detach(), counts[chosen], scores[chosen], self.lam)
+            wanted = returns(value.detach(), counts[chosen], scores[chosen], lam)
             return torch.where(inside, (value - wanted).square(), 0.0).sum() / len(chosen)
 
         net = self._trained(
@@ -141,9 +142,9 @@ class ReControl(Method):
         raw = {**net, name: net[name] / spread}
         moved = raw[name] @ centre
         raw |= {"bias": net["bias"] - moved} if self.hidden else {"offset": net["offset"] - moved}
-        ends = self._edit(raw).value(read.values[(begins + counts - 1)[test]])[:, 0]
-        off = float((ends - scores[test]).abs().mean())
-        return raw, {"off": round(off, 4), "spread": round(float(scores.std()), 4), "held_out": len(test)}
+        mine = torch.isin(read.row, test)
+        off = (self._edit(raw).value(read.values[mine])[:, 0] - scores[read.row[mine]]).abs().mean()
+        return raw, {"off": round(float(off), 4), "spread": round(float(scores.std()), 4), "held_out": len(test)}
 
     def _trained(
         self, net: dict[str, Tensor], loss: Any, train: Int[Tensor, " n"], test: Int[Tensor, " m"]
@@ -157,10 +158,10 @@ class ReControl(Method):
                 for chosen in train[torch.randperm(len(train), generator=generator)].split(self.batch_size):
                     leaves = {name: t.clone().requires_grad_() for name, t in adam.free.items()}
                     with torch.enable_grad():
-                        gradients = torch.autograd.grad(loss(leaves, chosen), list(leaves.values()))
+                        gradients = torch.autograd.grad(loss(leaves, chosen, self.lam), list(leaves.values()))
                     adam.move(dict(zip(leaves, gradients, strict=True)))
                 with torch.no_grad():
-                    now = float(loss(adam.free, test))
+                    now = float(loss(adam.free, test, 1.0))  # a bootstrapped one is least for a constant
                 bar.advance(1)
                 bar.tell(f"held-out loss {now:.4f}")
                 stale = 0 if now < least else stale + 1
@@ -169,6 +170,22 @@ class ReControl(Method):
                 if stale >= self.patience:
                     break
         return best
+
+
+def towards(steering: Steering, target: float | None) -> Steering:
+    """The same steering with another target in each `Descend`: one fit serves every intensity.
+
+    Raises `EditError` where there is none.
+    """
+    if not any(isinstance(i.edit, Descend) for i in steering.interventions):
+        kinds = ", ".join(i.edit.kind for i in steering.interventions) or "none"
+        raise EditError(f"there is no Descend to give a target; the edits are: {kinds}.")
+    made = [
+        replace(i, edit=replace(i.edit, target=target)) if isinstance(i.edit, Descend) else i
+        for i in steering.interventions
+    ]
+    meta = replace(steering.meta, method={**steering.meta.method, "target": target})
+    return replace(steering, interventions=tuple(made), meta=meta)
 
 
 def scores_of(contrast: Contrast) -> Float[Tensor, " n"]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import progress
 from ..contrast import Contrast, Example
+from ..controls import Constant, Control
 from ..edits import Edit
 from ..engines.base import Batch, Trainable
 from ..errors import ConfigError, DataError
@@ -171,6 +172,10 @@ class Trained(Method):
     def served(self, free: Free, given: Given) -> Sequence[Edit]:
         """The edit at each site that a steering gets."""
         return self.edits(free, given)
+
+    def controls(self, free: Free, given: Given) -> Sequence[Control]:
+        """How strongly each site's edit acts in a steering: at a strength of 1, unless a method says otherwise."""
+        return [Constant()] * len(given.sites)
 
     def told(self, free: Free, given: Given, curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         """Figures of the fit: those of held-out items before and after each epoch."""
@@ -333,7 +338,8 @@ class Fit:
     def made(self) -> tuple[list[Intervention], dict[str, Any]]:
         """What is served, and the figures of the fit."""
         given, edits = self.given, self.method.served(self.best, self.given)
-        made = [Intervention(site, edit, given.positions) for site, edit in zip(given.sites, edits, strict=True)]
+        controls = self.method.controls(self.best, given)
+        made = [Intervention(s, e, given.positions, c) for s, e, c in zip(given.sites, edits, controls, strict=True)]
         return made, {"loss": self.losses, **self.method.told(self.best, given, self.curve)}
 
     def _shuffle(self) -> None:
