@@ -3,9 +3,10 @@
 The pilot was trained on answers in five intensities. Four ways to get one from a plain prompt: nothing; a prompt that
 asks for it in words or on a scale; a difference of means whose strength was chosen on dev for each target; re_control's
 target (a value network reads each token's activation, and the edit brings its score to the target, with no strength to
-choose; its site was chosen on dev). The intensity of a reply is its judge's degree on a scale from 0 to 4 that puts the mean degree of gold
-answers of each level (of the training split) at that level. Errors are |asked − reached|, with 95 % intervals over concepts, fits and prompts;
-replies that can't be judged are counted. Other gold answers on the same scale say how exact the scale is.
+choose; its site was chosen on dev). The intensity of a reply is its judge's degree on a scale from 0 to 4 that puts the
+mean degree of gold answers of each level (of the training split) at that level. Errors are |asked − reached|, with 95 %
+intervals over concepts, fits and prompts; replies that can't be judged are counted. Other gold answers on the same scale
+say how exact the scale is.
 """
 
 from __future__ import annotations
@@ -166,9 +167,11 @@ def told(units: list[dict], run: str) -> None:
         print(
             f"  {u['concept']:10} strengths of diff_means {u['strengths']}; re_control at {u['site']}, its value network off by {u['off']['off']:.2f} (scores' spread {u['off']['spread']:.2f})"
         )
-    for arm, e in errors.items():
+    ours = -(errors["re_control"].mean or 0.0)
+    for arm in ("unsteered", "diff_means"):
+        goal = -(errors[arm].mean or 0.0)
         print(
-            f"bar intensity_error_{arm} {-e.mean:.3f} {-errors['diff_means'].mean if arm == 're_control' else -4:.3f} {run}"
+            f"bar intensity_re_control_within_{arm} {ours:.3f} {goal:.3f} {run}{'' if ours >= goal else '   (short)'}"
         )
 
 
