@@ -48,9 +48,10 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from .judges.base import Judge, Score
-    from .loading import load, read_data, read_prompts
+    from .loading import load, read_concepts, read_data, read_prompts
     from .methods.base import Method, method
     from .methods.gates import gated
+    from .methods.generator import Generator
     from .positions import (
         ALL,
         DECODING,
@@ -81,9 +82,10 @@ _HOMES = {
         "UnsupportedError",
     ),
     "judges.base": ("Judge", "Score"),
-    "loading": ("load", "read_data", "read_prompts"),
+    "loading": ("load", "read_concepts", "read_data", "read_prompts"),
     "methods.base": ("Method", "method"),
     "methods.gates": ("gated",),
+    "methods.generator": ("Generator",),
     "positions": (
         "ALL", "DECODING", "GENERATED", "LAST_PROMPT", "NOT_TEMPLATE", "PROMPT", "Positions", "Window", "first", "last",
     ),
@@ -94,11 +96,11 @@ _HOME = {name: module for module, held in _HOMES.items() for name in held}
 
 __all__ = [  # noqa: RUF022  (plain order, the version last)
     "ALL", "Ablate", "Adapter", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast",
-    "Control", "DECODING", "DataError", "Delta", "Descend", "Edit", "EditError", "Example", "GENERATED", "Gate", "HFEngine",
+    "Control", "DECODING", "DataError", "Delta", "Descend", "Edit", "EditError", "Example", "GENERATED", "Gate", "Generator", "HFEngine",
     "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method", "NOT_TEMPLATE", "Network", "OneSided",
     "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling", "Scale", "Score",
     "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "Transport", "UnsupportedError", "Window", "first",
-    "gated", "last", "load", "method", "read_data", "read_prompts", "__version__",
+    "gated", "last", "load", "method", "read_concepts", "read_data", "read_prompts", "__version__",
 ]  # fmt: skip
 
 

@@ -50,6 +50,47 @@ def read_data(
     return Contrast.read(source, layout=layout, concept=concept)
 
 
+def read_concepts(
+    source: str, *, concepts: int | None = None, n: int = 64, seed: int = 0, layout: str | None = None
+) -> list[Contrast]:
+    """A contrast for each concept of a file, or of the pilot's corpus: `pilot:topics` (hundreds), `pilot:concepts`.
+
+    Each says what it is about in words (`concept`), for methods that read a description: of the corpus, `topic:bees` is
+    described as "bees". `concepts` draws that many at random with `seed`. Raises `DataError` where there are fewer.
+    """
+    import numpy as np
+
+    from . import data, pilot
+    from .errors import DataError
+
+    variant, _, kind = source.partition(":")
+    corpus = bool(kind) and variant in pilot.VARIANTS
+    names: list[str | None] = [None]
+    if corpus:
+        every = {"topics": pilot.topics, "concepts": pilot.concepts}.get(kind)
+        names = [kind] if every is None else [c.name for c in every(variant)]
+    else:
+        names = [c.id or c.name for c in data.concepts(source, layout=layout)] or names
+    if concepts is not None:
+        if concepts > len(names):
+            raise DataError(f"{concepts} concepts were wanted, and {source} holds {len(names)}; ask for fewer.")
+        names = [names[i] for i in sorted(np.random.default_rng(seed).permutation(len(names))[:concepts])]
+    if corpus:
+        return [_described(str(name), n, seed, variant) for name in names]
+    return [data.read(source, layout=layout, concept=name) for name in names]
+
+
+def _described(kind: str, n: int, seed: int, variant: str) -> Contrast:
+    """A contrast of the pilot's corpus under its description."""
+    from dataclasses import replace
+
+    from . import pilot
+
+    made = pilot.contrast(kind, n=n, seed=seed, variant=variant, neutral=1)
+    concept = kind if kind in ("refusal", "backdoor") else pilot.concept(kind, variant).description
+    return replace(made, concept=concept, neutral=())
+
+
 def read_prompts(source: str, *, n: int = 512, seed: int = 0) -> tuple[Example, ...]:
     """Prompts from a text file, one in each line, or from the pilot's own corpus by kind: `pilot:neutral`.
 

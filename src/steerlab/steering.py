@@ -269,6 +269,11 @@ class Steering:
         asked when it meets one (`Runner.refuses`).
         """
         document, tensors = artefact.read(path)
+        if "generator" in document:
+            raise ArtefactError(
+                f"{path} is a generator, which writes steerings from descriptions; have it write one:"
+                " `steerlab generator write FILE DESCRIPTION --out FILE`, or Generator.load(path, engine)(description)."
+            )
         document = _migrated(document, path)
         extra = set(document) - {"format", "interventions", "prompt", "meta"}
         if extra:

@@ -32,7 +32,7 @@ def _steerlab(
 
 def build(words: Sequence[str]) -> typer.Typer:
     """The command line for these words: the flags of methods need their dataclasses, and are built for `fit` alone."""
-    from . import data, demo, evaluate, fit, gate, generate, pilot, show
+    from . import data, demo, evaluate, fit, gate, generate, generator, pilot, show
 
     app = typer.Typer(
         name="steerlab",
@@ -51,6 +51,7 @@ def build(words: Sequence[str]) -> typer.Typer:
     app.command("generate")(generate.generate)
     app.command("evaluate")(evaluate.evaluate)
     app.command("gate")(gate.gate)
+    app.add_typer(generator.group(words[1:] if words[:1] == ["generator"] else ()), name="generator")
     app.command("show")(show.show)
     app.add_typer(data.app, name="data")
     app.add_typer(pilot.app, name="pilot")

@@ -54,7 +54,7 @@ def group(words: Sequence[str]) -> typer.Typer:
     named = [w.replace("-", "_") for w in words[:1] if not w.startswith("-")]
     app = typer.Typer(help="Fit a steering to contrast data; each method has its own flags.", no_args_is_help=True)
     for name in names if not named or named[0] not in names else named:
-        app.command(name.replace("_", "-"), help=_help(plugins.load(name)))(_command(name, plugins.load(name)))
+        app.command(name.replace("_", "-"), help=described(plugins.load(name)))(_command(name, plugins.load(name)))
     if named and named[0] not in names:
         plugins.load(named[0])  # raises with the nearest name
     return app
@@ -124,7 +124,7 @@ def _command(name: str, cls: type[Any]) -> Callable[..., None]:
     kind = inspect.Parameter.KEYWORD_ONLY
     required = [inspect.Parameter("data", kind, annotation=Data), inspect.Parameter("out", kind, annotation=Out)]
     hints = get_type_hints(cls, include_extras=True)
-    own = [_parameter(f, hints[f.name]) for f in dataclasses.fields(cls) if f.init]
+    own = [parameter(f, hints[f.name]) for f in dataclasses.fields(cls) if f.init]
     common = {
         "model": (Model, "pilot"), "revision": (Revision, None), "dtype": (Dtype, "auto"), "device": (Device, None),
         "template": (TemplateOption, "chat"), "batch_size": (BatchSize, 32), "layout": (Layout, None),
@@ -139,7 +139,7 @@ def _command(name: str, cls: type[Any]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         given.pop("config", None)
-        settings = {n: _plain(given.pop(n)) for n in mine}
+        settings = {n: plain(given.pop(n)) for n in mine}
         if "run_batch_size" in given:
             given["batch_size"] = given.pop("run_batch_size")
         fit(name, settings, **given)
@@ -150,7 +150,8 @@ def _command(name: str, cls: type[Any]) -> Callable[..., None]:
     return run
 
 
-def _parameter(field: Any, hint: Any) -> inspect.Parameter:
+def parameter(field: Any, hint: Any) -> inspect.Parameter:
+    """A setting as a flag."""
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
     if isinstance(default, tuple):
         default, hint = list(default), list[get_args(hint)[0]]
@@ -160,11 +161,12 @@ def _parameter(field: Any, hint: Any) -> inspect.Parameter:
     )  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A flag's value as the setting takes it."""
     return tuple(value) if isinstance(value, list) else value
 
 
-def _help(cls: type[Any]) -> str:
+def described(cls: type[Any]) -> str:
     """The class's docstring, then what its bases say of the fields that it inherits."""
     docs = [c.__doc__ for c in cls.__mro__ if dataclasses.is_dataclass(c) and c.__doc__ and c.__name__ != "Method"]
     doc = "\n\n".join(inspect.cleandoc(d) for d in docs)

@@ -196,21 +196,25 @@ class Trained(Method):
         with Meter() as meter:
             frozen = self.frozen(engine, sites, positions, keep)
             fits = [Fit(self, self.given(engine, contrast, sites, positions, frozen)) for contrast in contrasts]
-            with torch.no_grad():
-                frozen.prepare(*self.needed([row for fit in fits for row in fit.every_row()]))
-                for fit in fits:
-                    fit.begin()
-            with progress.task(f"training {self.name}", sum(fit.steps for fit in fits)) as bar:
-                while turn := [fit for fit in fits if fit.unfinished]:
-                    together(turn, frozen)
-                    bar.advance(len(turn))
-                    bar.tell(turn[0].told())
+            self.learn(fits, frozen)
             with torch.no_grad():
                 made = [fit.made() for fit in fits]
         return [
             assemble(self, engine, fit.given.contrast, interventions, figures={**figures, **meter.figures()})
             for fit, (interventions, figures) in zip(fits, made, strict=True)
         ]
+
+    def learn(self, fits: Sequence[Fit], frozen: Frozen) -> None:
+        """Train fits from their beginning to their end: every step is one pass over the rows of all."""
+        with torch.no_grad():
+            frozen.prepare(*self.needed([row for fit in fits for row in fit.every_row()]))
+            for fit in fits:
+                fit.begin()
+        with progress.task(f"training {self.name}", sum(fit.steps for fit in fits)) as bar:
+            while turn := [fit for fit in fits if fit.unfinished]:
+                together(turn, frozen)
+                bar.advance(len(turn))
+                bar.tell(turn[0].told())
 
     def frozen(
         self, engine: Trainable, sites: Sequence[Site], positions: Positions, keep: Keep | None = None
