@@ -68,6 +68,9 @@ bench-weights: setup  ## how near a post-block adapter comes to the weight updat
 intensity: setup  ## an attribute at levels 0 to 4: asked, reached, and how far off (minutes)
 	@$(BIN)/python benchmarks/intensity.py
 
+hypersteer: setup  ## a generator of vectors on topics that it never saw, beside fitted ones (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hypersteer.py
+
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py
 

@@ -92,7 +92,7 @@ def test_a_known_linear_function_of_what_is_read_is_recovered():
     vectors = [truth @ h.mean(dim=0) + 0.5 for h in read]
     contrasts = [replace(planted.contrast(1, seed=n), concept=d) for n, d in enumerate(descriptions)]
     steerings = [sl.Steering((sl.Intervention(Site(1), sl.Shift(v)),)) for v in vectors]
-    made = small(layers=0, epochs=0, reconstruct=800, step=0.03)
+    made = small(layers=0, epochs=0, reconstruct=800, step=0.15)
     writes = made.fit_generator(engine, contrasts[:75], vectors=steerings[:75])
     for description, wanted in zip(descriptions[75:], vectors[75:], strict=True):
         v = writes(description).interventions[0].edit.v
@@ -152,7 +152,7 @@ def test_a_generator_with_prompts_writes_for_each_prompt():
     first, second = writes("w9", "w5 w6"), writes("w9", Example.ask("w7 w8", "w1"))
     assert first.digest != second.digest
     assert second.digest == writes("w9", [sl.Message("user", "w7 w8")]).digest
-    assert first.meta.method["prompt"] == "w5 w6"
+    assert first.meta.data["prompt"] == "w5 w6"
     with pytest.raises(ConfigError, match="a prompt was not given"):
         writes("w9")
     with pytest.raises(ConfigError, match="one steering for all"):
@@ -186,7 +186,7 @@ def test_saved_and_loaded_it_writes_the_same(trained, tmp_path):
     assert again.meta == trained.meta
     first, second = trained(" w80 "), again("w80")
     assert first.digest == second.digest
-    assert first.meta.method["generator"] == trained.digest
+    assert first.meta.data["generator"] == trained.digest
     assert (first.meta.method["description"], first.meta.method["seed"]) == ("w80", 0)
     second.save(tmp_path / "s.safetensors")
     assert sl.Steering.load(tmp_path / "s.safetensors").meta == second.meta
@@ -209,6 +209,17 @@ def test_a_fit_writes_with_a_saved_generator(trained, tmp_path):
         replace(made, site="0").fit(engine, contrast)
     with pytest.raises(UnsupportedError, match="trains nothing"):
         forecast(made, engine, contrast)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mixtral"])
+def test_on_other_architectures_it_is_trained_and_written(architecture):
+    engine, contrasts = tiny.engine(architecture), [about(w, 2) for w in WORDS[:3]]
+    writes = small(context="cross", epochs=3).fit_generator(engine, contrasts)
+    first, second = writes("w9", "w5"), writes("w10", "w5")
+    assert first.digest != second.digest
+    assert not engine.refuses(first)
+    example = Example.ask("w5", "w6 w7")
+    assert not torch.equal(next(engine.logits([example], first)), next(engine.logits([example])))
 
 
 def test_several_sites_get_a_vector_each():
@@ -266,8 +277,11 @@ def test_bad_input_is_told(trained):
         small().fit_generator(engine, [*contrasts[:2], contrasts[0]])
     with pytest.raises(ConfigError, match="a prompt was given"):
         trained("w5", "w6 w7")
-    with pytest.raises(ConfigError, match="belong together"):
-        small(reconstruct=3).fit_generator(engine, contrasts)
+    for vectors in (None, [], [trained("w5")]):
+        with pytest.raises(ConfigError, match="give a vector for each"):
+            small(reconstruct=3).fit_generator(engine, contrasts, vectors=vectors)
+    with pytest.raises(ConfigError, match="or neither"):
+        small().fit_generator(engine, contrasts, vectors=[trained("w5")] * 3)
     with pytest.raises(ConfigError, match="needs vectors"):
         small(reconstruct=3).fit(engine, contrasts[0])
     clamp = method("cdas", {"site": "1", "epochs": 0}).fit(engine, planted.contrast(6))
@@ -329,7 +343,7 @@ def test_the_verbs_train_and_write(tmp_path, capsys):
     steering = str(tmp_path / "s.safetensors")
     code, shown, said = run("generator", "write", out, "w9 w8", *common, "--out", steering)
     assert code == 0, said
-    assert json.loads(shown)["meta"]["method"]["generator"] == told["digest"]
+    assert json.loads(shown)["meta"]["data"]["generator"] == told["digest"]
     assert sl.Steering.load(steering).digest == json.loads(shown)["digest"]
     code, _, said = run("generator", "write", out, " ", *common, "--out", str(tmp_path / "t.safetensors"))
     assert code == 2

@@ -52,6 +52,11 @@ class Generator:
     tensors: Mapping[str, Tensor]
     meta: Meta
 
+    def __post_init__(self) -> None:
+        # products round by where memory begins: tensors mapped from a file would write other last bits than those trained
+        kept = {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}
+        object.__setattr__(self, "tensors", kept)
+
     def __call__(self, description: str, prompt: Conversation | None = None) -> Steering:
         """The steering for a description. Raises `DataError` where it is empty or longer than the model's context.
 
@@ -69,15 +74,12 @@ class Generator:
         with torch.no_grad():
             vectors = writer(self.tensors, [writer.ask(description, example)])
         made = [Intervention(s, Shift(v[0]), self.positions) for s, v in zip(self.sites, vectors, strict=True)]
-        told = {"description": description, "generator": self.digest, "seed": self.settings.seed}
+        digest = self.digest
+        data = {"concept": description, "source": f"generator {digest}", "generator": digest}
         if example is not None:
-            told["prompt"] = example.instruction
-        meta = replace(
-            self.meta,
-            method={**self.meta.method, **told},
-            data={"concept": description, "source": f"generator {self.digest}"},
-            figures={},
-        )
+            data["prompt"] = example.instruction
+        told = {**self.meta.method, "description": description}
+        meta = replace(self.meta, method=told, data=data, figures={})
         return Steering(tuple(made), None, meta)
 
     @property
@@ -105,7 +107,6 @@ class Generator:
     def made(cls, settings: HyperSteer, fit: Fit, contrasts: Sequence[Contrast], figures: Mapping[str, Any]) -> Self:
         """What a fit of many concepts has come to."""
         given, engine = fit.given, fit.given.engine
-        tensors = {name: t.detach().cpu().contiguous() for name, t in {**given.constants, **fit.best}.items()}
         concepts = [{"description": c.concept, "digest": c.digest(), "pairs": len(c.positive)} for c in contrasts]
         told = settings.told(fit.best, given, fit.curve)
         meta = Meta(
@@ -115,7 +116,7 @@ class Generator:
             versions=engine.versions,
             figures={"loss": fit.losses, **told, **figures},
         )  # fmt: skip
-        return cls(engine, settings, given.sites, given.positions, tensors, meta)
+        return cls(engine, settings, given.sites, given.positions, {**given.constants, **fit.best}, meta)
 
     def save(self, path: str | PathLike[str]) -> None:
         """One safetensors file with a JSON header, written beside and renamed. Raises `ArtefactError`."""
@@ -220,13 +221,14 @@ def _targets(
     made: HyperSteer, names: Sequence[str], vectors: Sequence[Steering] | None, sites: Sequence[Site], aside: set[int]
 ) -> dict[str, Tensor]:
     """The given vectors of the concepts that are trained on, by name."""
-    if (vectors is None) != (made.reconstruct == 0):
+    given = len(vectors or ())
+    if given != (len(names) if made.reconstruct else 0):
         raise ConfigError(
-            f"reconstruct={made.reconstruct} and {'no' if vectors is None else len(vectors)} vectors were given; vectors to come"
-            " close to and epochs to do so belong together."
+            f"reconstruct={made.reconstruct} with {given} vectors for {len(names)} contrasts; give a vector for each and epochs"
+            " to come close to them, or neither."
         )
     found: dict[str, Tensor] = {}
-    for n, (name, steering) in enumerate(zip(names, vectors or [], strict=vectors is not None)):
+    for n, (name, steering) in enumerate(zip(names, vectors or (), strict=False)):
         edits = {i.site: i.edit for i in steering.interventions}
         if set(edits) != set(sites) or not all(isinstance(e, Shift) for e in edits.values()):
             raise ConfigError(f"the steering for {name!r} is no single vector at {', '.join(map(str, sites))}.")

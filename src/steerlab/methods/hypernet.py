@@ -63,7 +63,7 @@ def written(
     """A vector for each description: what the head makes of the last token's state after all blocks."""
     x, real = padded(states)
     if not shape.layers:
-        return linear(x.sum(dim=1) / real.sum(dim=1, keepdim=True), free["head.weight"], free["head.bias"])
+        return _head(free, x.sum(dim=1) / real.sum(dim=1, keepdim=True))
     other, there = padded(context or states)
     x = linear(x, free["in.weight"])
     for n in range(shape.layers):
@@ -72,7 +72,13 @@ def written(
             x = x + _attended(free, f"{n}.cross", normed(x), other, there, shape.heads)
         x = x + linear(gelu(linear(normed(x), free[f"{n}.up"])), free[f"{n}.down"])
     last = x[torch.arange(len(x)), real.sum(dim=1) - 1]
-    return linear(normed(last), free["head.weight"], free["head.bias"])
+    return _head(free, normed(last))
+
+
+def _head(free: Mapping[str, Tensor], z: Float[Tensor, "n w"]) -> Float[Tensor, "n outputs"]:
+    """A linear map of z/√w: one step of Adam, which is as long for each weight, moves what all concepts share and what each
+    has of its own about alike. Without the root the shares of w inputs add up, and what is learned is the batch's concepts."""
+    return linear(z / math.sqrt(z.shape[-1]), free["head.weight"], free["head.bias"])
 
 
 def padded(states: Sequence[Float[Tensor, "k d"]]) -> tuple[Float[Tensor, "n k d"], Bool[Tensor, "n k"]]:

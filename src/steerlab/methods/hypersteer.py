@@ -58,7 +58,7 @@ class HyperSteer(Trained):
     """
 
     paper: ClassVar[str] = "arXiv 2506.03292"
-    small: ClassVar[Mapping[str, Any]] = {"step": 0.003, "layers": 1, "width": 32}
+    small: ClassVar[Mapping[str, Any]] = {"step": 0.01, "layers": 1, "width": 32}
     context: Literal["none", "prompt", "cross"] = "none"
     wording: str = "{}"
     reads: str | None = None
