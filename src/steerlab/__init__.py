@@ -96,11 +96,12 @@ _HOME = {name: module for module, held in _HOMES.items() for name in held}
 
 __all__ = [  # noqa: RUF022  (plain order, the version last)
     "ALL", "Ablate", "Adapter", "Affine", "AffineMap", "ArtefactError", "Clamp", "ConfigError", "Constant", "Contrast",
-    "Control", "DECODING", "DataError", "Delta", "Descend", "Edit", "EditError", "Example", "GENERATED", "Gate", "Generator", "HFEngine",
-    "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method", "NOT_TEMPLATE", "Network", "OneSided",
-    "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner", "Sampling", "Scale", "Score",
-    "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "Transport", "UnsupportedError", "Window", "first",
-    "gated", "last", "load", "method", "read_concepts", "read_data", "read_prompts", "__version__",
+    "Control", "DECODING", "DataError", "Delta", "Descend", "Edit", "EditError", "Example", "GENERATED", "Gate",
+    "Generator", "HFEngine", "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method",
+    "NOT_TEMPLATE", "Network", "OneSided", "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner",
+    "Sampling", "Scale", "Score", "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "Transport",
+    "UnsupportedError", "Window", "first", "gated", "last", "load", "method", "read_concepts", "read_data", "read_prompts",
+    "__version__",
 ]  # fmt: skip
 
 
