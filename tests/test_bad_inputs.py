@@ -567,7 +567,8 @@ def test_ctrl_c_in_training_leaves_nothing_half_written(tmp_path):
     assert running.poll() is None, running.stderr.read()
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130, errors
+    # a shell says 130 to both: Python ends itself by the signal where that came inside an exec, as imports have them
+    assert running.returncode in (130, -signal.SIGINT), errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert left_in(tmp_path) == ["data.jsonl", "model"]
