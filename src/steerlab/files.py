@@ -48,6 +48,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return Path(path)
 
 
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write a file whole; returns its path."""
+    with whole(path) as part:
+        part.write_bytes(data)
+    return Path(path)
+
+
 def digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes; of a folder, of its files' names, sizes and times."""
     path, h = Path(path), hashlib.sha256()

@@ -73,7 +73,7 @@ def evaluate(
 
     The unsteered model, a random direction and the prompt are always beside. Writes report.html and results.json.
     """
-    from ..evals.measure import Amounts
+    from ..evals.measure import split_amounts
     from ..evals.unit import ArmPlan, Plan
 
     loaded = {"revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size}
@@ -81,11 +81,11 @@ def evaluate(
     named = [parse_arm(a) for a in (arm or ([] if steering else ["cdas", "diff_means"]))]
     named += [ArmPlan(p.stem, file=str(p)) for p in steering or ()]
     named += [ArmPlan(n, n) for n in ALWAYS if n not in {a.name for a in named}]
+    dev, test = split_amounts(prompts, capability, tokens)
     plan = Plan(
         arms=tuple(named), tasks=tuple(task or [t.name for t in suite.tasks()]), seeds=tuple(range(seeds)),
         strengths=tuple(strengths or (0.5, 1.0, 1.5, 2.0)), site=site, budget=budget,
-        dev=Amounts(max(2, prompts * 2 // 3), capability * 3 // 5, 4, 0, tokens),
-        test=Amounts(prompts, capability, 16, 16, tokens),
+        dev=dev, test=test,
     )  # fmt: skip
     folder = out or Path("runs") / datetime.now(UTC).strftime("evaluate-%Y%m%d-%H%M%S")
     results = measured(
@@ -167,7 +167,7 @@ def printed(results: Results) -> None:
             title=f"{group}, {DONE[direction]}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1),
             header_style="", pad_edge=False,
         )  # fmt: skip
-        table.add_column("arm", min_width=8)
+        table.add_column("arm", min_width=max(8, min(16, *(len(row.arm) for row in results.table))))
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         for row in results.table:
@@ -227,7 +227,9 @@ def _suite(
                 f"the model {model!r} has no built-in tasks; give your contrast data and what tells the behaviour"
                 " (--data FILE --rule words:...)."
             )
-        return PilotSuite(model, pairs=pairs, neutral_pairs=pairs, batch_size=loaded["batch_size"])
+        return PilotSuite(
+            model, pairs=pairs, neutral_pairs=pairs, batch_size=loaded["batch_size"], device=loaded["device"]
+        )
     if rule is None:
         raise ConfigError(
             "your own data needs a rule that tells the behaviour in a reply: --rule words:a,b or regex:..."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..contrast import Contrast, Example
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..judges.base import Judge
 from ..judges.rule import CorrectJudge
 from ..judges.spec import parse_rule
@@ -50,6 +50,7 @@ class FileSuite(Suite):
     items_file: str | None = None
     text_file: str | None = None
     batch_size: int = 32
+    name: str | None = None
 
     def engine(self) -> Trainable:
         return self.load(
@@ -62,7 +63,7 @@ class FileSuite(Suite):
         return [f for f in given if f is not None and Path(f).exists()]
 
     def tasks(self) -> tuple[Task, ...]:
-        name = self.concept or _read(self.data, self.layout, self.concept).concept or Path(self.data).stem
+        name = self.name or self.concept or _read(self.data, self.layout, self.concept).concept or Path(self.data).stem
         return (Task(name, "file", name),)
 
     def contrast(self, task: str, seed: int) -> Contrast:
@@ -98,6 +99,61 @@ class FileSuite(Suite):
 
     def _part(self, split: str, seed: int) -> Contrast:
         return _split(self.data, self.layout, self.concept, seed)[list(SHARES).index(split)]
+
+
+@dataclass(frozen=True)
+class ManySuite(Suite):
+    """Several behaviours from files on one model; the first one's neutral prompts, items and texts measure all costs."""
+
+    parts: tuple[FileSuite, ...]
+
+    def __post_init__(self) -> None:
+        names = [self._name(part) for part in self.parts]
+        if len(set(names)) < len(names) or not names:
+            raise ConfigError(f"the behaviours are called {names}; expected at least one, and no name twice.")
+
+    @staticmethod
+    def _name(part: FileSuite) -> str:
+        return part.tasks()[0].name
+
+    def _of(self, task: str) -> FileSuite:
+        return next(part for part in self.parts if self._name(part) == task)
+
+    def engine(self) -> Trainable:
+        return self.parts[0].engine()
+
+    def told(self) -> dict[str, Any]:
+        return {"kind": type(self).__name__, "parts": [part.told() for part in self.parts]}
+
+    def files(self) -> Sequence[str | os.PathLike[str]]:
+        return list(dict.fromkeys(file for part in self.parts for file in part.files()))
+
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(Task(self._name(part), "file", "concepts") for part in self.parts)
+
+    def contrast(self, task: str, seed: int) -> Contrast:
+        return self._of(task).contrast(task, seed)
+
+    def prompts(self, task: str, direction: Direction, split: Split, n: int, seed: int) -> Sequence[Example]:
+        return self._of(task).prompts(task, direction, split, n, seed)
+
+    def judge(self, task: str) -> Judge:
+        return self._of(task).judge(task)
+
+    def prompt_settings(self, task: str, seed: int) -> dict[str, Any]:
+        return self._of(task).prompt_settings(task, seed)
+
+    def items(self, split: Split, n: int, seed: int) -> Sequence[Example]:
+        return self.parts[0].items(split, n, seed)
+
+    def correct(self) -> Judge | None:
+        return self.parts[0].correct()
+
+    def neutral(self, split: Split, n: int, seed: int) -> Sequence[Example]:
+        return self.parts[0].neutral(split, n, seed)
+
+    def texts(self, split: Split, n: int) -> Sequence[str]:
+        return self.parts[0].texts(split, n)
 
 
 @cache

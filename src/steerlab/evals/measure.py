@@ -60,6 +60,12 @@ class Amounts:
     tokens: int = 64
 
 
+def split_amounts(prompts: int, capability: int, tokens: int) -> tuple[Amounts, Amounts]:
+    """How much is measured on dev, where a strength is chosen, and on test, where it is reported."""
+    dev = Amounts(max(2, prompts * 2 // 3), capability * 3 // 5, 4, 0, tokens)
+    return dev, Amounts(prompts, capability, 16, 16, tokens)
+
+
 def measure_effects(
     suite: Suite,
     engine: Trainable,

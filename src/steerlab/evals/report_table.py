@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from .charts_markup import Markup, tag
+from .charts_markup import Markup, joined, tag
 from .report_data import DIRECTIONS, Cell, Figures, judged
 from .report_words import MEASURES, MISSING, Measure, counted, lede, nothing, scrolled, section, signed, strengths_text
 from .results import Cost, Point, Row
@@ -139,7 +139,9 @@ def missing(figures: Figures) -> Markup:
     replies = [p for p in figures.results.points if p.split == figures.split]
     costs = [c for c in figures.results.costs if c.split == figures.split]
     if not replies and not costs:
-        return section("missing", heading, nothing("Nothing was measured, so nothing can be missing."))
+        return section(
+            "missing", heading, nothing("Nothing was measured, so nothing can be missing."), _failed(figures)
+        )
     text = (
         "How many replies, items and texts could not be judged, over all tasks, directions and strengths of the"
         f" {figures.split} split, and how many could. What is missing is left out of every mean; it never counts as zero."
@@ -156,7 +158,26 @@ def missing(figures: Figures) -> Markup:
     head = tag("thead", None, tag("tr", None, *heads))
     table = tag("table", {"class": "figures"}, caption, head, tag("tbody", None, *lines))
     gaps = _undefined(figures)
-    return section("missing", heading, lede(text), scrolled("Missing values by arm", table), gaps)
+    return section("missing", heading, _failed(figures), lede(text), scrolled("Missing values by arm", table), gaps)
+
+
+def _failed(figures: Figures) -> Markup:
+    """Units that gave no result, and why."""
+    failed = figures.results.failed
+    if not failed:
+        return Markup("")
+    text = (
+        f"{len(failed)} units failed, each tried as often as it says. What depends on them is missing from the figures of"
+        " this page: a mean is over the fits that there are."
+    )
+    heads = tag("tr", None, *[tag("th", {"scope": "col"}, name) for name in ("Unit", "Tried", "Reason")])
+    lines = [
+        tag("tr", None, tag("th", {"scope": "row"}, str(f["unit"])), tag("td", {"class": "num"}, str(f["attempts"])),
+            tag("td", {"class": "wrapped", "dir": "auto"}, str(f["reason"])))
+        for f in failed
+    ]  # fmt: skip
+    table = tag("table", {"class": "narrow"}, tag("thead", None, heads), tag("tbody", None, *lines))
+    return joined([lede(text), scrolled("Failed units", table)])
 
 
 def _missing_cell(n: int, lost: int) -> Markup:

@@ -133,6 +133,7 @@ class Results:
     meter: dict[str, Any] = field(default_factory=dict[str, Any])
     versions: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
+    failed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])  # of a sweep: unit, reason, attempts
 
     def save(self, path: str | PathLike[str]) -> Path:
         """As JSON, written beside and renamed."""

@@ -9,21 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
-from multiprocessing import get_context
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import progress
-from ..engines.base import Trainable
 from ..errors import ConfigError, nearest
 from ..files import code_digest, digest, write_text
 from ..methods.base import method
 from .layers import run_layers
 from .suite import Suite
 from .unit import Plan, run_unit
+from .workers import Bench, completed, local
 
 
 def run(
@@ -44,13 +43,15 @@ def run(
             raise ConfigError(f"the suite has no task {task!r}. {nearest(task, known)}")
     journal = Journal(Path(folder) / ("layers" if layers else "units"), suite, plan, layers)
     units = [(task, seed) for task in plan.tasks for seed in plan.seeds]
-    missing = [unit for unit in units if journal.read(*unit) is None]
-    with progress.task("choosing a layer" if layers else "evaluating", len(units)) as bar:
+    missing = {f"{t}, seed {s}": _Unit(plan, tuple(layers), t, s) for t, s in units if journal.read(t, s) is None}
+    with progress.task("choosing a layer" if layers else "evaluating", len(units)) as bar, ExitStack() as stack:
         bar.advance(len(units) - len(missing))
-        for task, seed, found in _done(suite, plan, missing, workers, layers):
-            journal.write(task, seed, found)
-            bar.advance()
-            bar.tell(f"{task}, seed {seed}")
+        if missing:
+            pool = stack.enter_context(local(suite, min(workers, len(missing))))
+            for name, found in completed(pool, missing):
+                journal.write(missing[name].task, missing[name].seed, found)
+                bar.advance()
+                bar.tell(name)
     return [found for unit in units if (found := journal.read(*unit)) is not None]
 
 
@@ -85,47 +86,17 @@ class Journal:
         write_text(self.path(task, seed), json.dumps(unit, ensure_ascii=False))
 
 
-def _done(
-    suite: Suite, plan: Plan, units: Sequence[tuple[str, int]], workers: int, layers: Sequence[int]
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    if workers <= 1 or len(units) <= 1:
-        engine = suite.engine() if units else None
-        for task, seed in units:
-            assert engine is not None
-            yield task, seed, _one(suite, plan, layers, task, seed, engine)
-        return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_prepare, initargs=(suite, plan, tuple(layers))
-    )
-    try:
-        pending: dict[Future[dict[str, Any]], tuple[str, int]] = {
-            pool.submit(_in_worker, task, seed): (task, seed) for task, seed in units
-        }
-        while pending:
-            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                task, seed = pending.pop(future)
-                yield task, seed, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+@dataclass(frozen=True)
+class _Unit:
+    """The job of one unit."""
 
+    plan: Plan
+    layers: tuple[int, ...]
+    task: str
+    seed: int
 
-def _one(suite: Suite, plan: Plan, layers: Sequence[int], task: str, seed: int, engine: Trainable) -> dict[str, Any]:
-    return run_layers(suite, plan, layers, task, seed, engine) if layers else run_unit(suite, plan, task, seed, engine)
-
-
-_worker: dict[str, Any] = {}  # a worker process's own engine: one model load per process
-
-
-def _prepare(suite: Suite, plan: Plan, layers: tuple[int, ...]) -> None:
-    import signal
-
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
-    _worker.update(suite=suite, plan=plan, layers=layers, engine=suite.engine())
-
-
-def _in_worker(task: str, seed: int) -> dict[str, Any]:
-    return _one(_worker["suite"], _worker["plan"], _worker["layers"], task, seed, _worker["engine"])
+    def __call__(self, bench: Bench) -> dict[str, Any]:
+        given = (self.task, self.seed, bench.engine)
+        if self.layers:
+            return run_layers(bench.suite, self.plan, self.layers, *given)
+        return run_unit(bench.suite, self.plan, *given)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from ..artefact import plain
-from ..engines.base import Trainable
 from .results import Arm, Cost, Direction, Layer, Point, Results, Row, Sample
 from .stats import Clusters, Estimate, bootstrap
 from .suite import Suite, Task
@@ -16,6 +15,32 @@ from .unit import DIRECTIONS, Plan
 
 Unit = dict[str, Any]
 Pick = Callable[[Unit], "Sequence[float | None] | None"]  # one fit's values, or None where the fit has none
+
+
+class Known(Protocol):
+    """What a report says of the model: an engine, or what a worker told of its own."""
+
+    @property
+    def name(self) -> str:
+        """Its name or folder."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Of the hub."""
+        ...
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells it from others."""
+        ...
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what ran it."""
+        ...
+
+
 EFFECTS = ("effect", "joint", "degree", "follows", "fluent", "repetition")
 COSTS = ("capability", "lost", "wrong", "refused", "perplexity", "kl")
 
@@ -24,15 +49,16 @@ def summarise(
     suite: Suite,
     plan: Plan,
     units: Sequence[Unit],
-    engine: Trainable,
+    engine: Known,
     *,
     run: str,
     title: str,
     meter: dict[str, Any],
     layers: Sequence[Layer] = (),
     notes: Sequence[str] = (),
+    failed: Sequence[dict[str, Any]] = (),
 ) -> Results:
-    """The results of a finished evaluation."""
+    """The results of a finished evaluation. An arm that a unit lacks has failed there, and is left out of its means."""
     tasks = {t.name: t for t in suite.tasks() if t.name in plan.tasks}
     by_task = {name: [u for u in units if u["task"] == name] for name in tasks}
     arms = [Arm("unsteered", "unsteered")]
@@ -56,6 +82,7 @@ def summarise(
         layers=list(layers),
         meter=meter,
         notes=list(notes),
+        failed=list(failed),
         versions=engine.versions,
     )
 
@@ -80,11 +107,16 @@ def table(plan: Plan, tasks: dict[str, Task], by_task: dict[str, list[Unit]]) ->
 
 def cell(unit: Unit, arm: str, direction: str, split: str, setting: str | float) -> dict[str, Any] | None:
     """What one fit measured at unit strength, at the tuned one, or at a given strength; None where it has no such cell."""
-    found = unit["arms"][arm]["directions"].get(direction)
+    found = _directions(unit, arm).get(cast("Direction", direction))
     if found is None:
         return None
     strength = found[setting] if isinstance(setting, str) else setting
     return next((c for c in found[split] if strength is not None and abs(c["strength"] - strength) < 1e-9), None)
+
+
+def _directions(unit: Unit, arm: str) -> dict[Direction, Any]:
+    """What an arm did in a fit, by direction; nothing where the fit failed."""
+    return unit["arms"][arm]["directions"] if arm in unit["arms"] else {}
 
 
 def values(kind: str, name: str, arm: str, direction: str, setting: str | float, split: str = "test") -> Pick:
@@ -171,7 +203,10 @@ def _costs(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Cost]:
 
 def _strengths(fits: Sequence[Unit], arm: str, direction: str, split: str) -> list[float]:
     """Strengths at which every fit was measured (tuned ones differ from fit to fit, and belong to the table)."""
-    each = [{c["strength"] for c in u["arms"][arm]["directions"].get(direction, {}).get(split, [])} for u in fits]
+    there = [u for u in fits if arm in u["arms"]]
+    each = [
+        {c["strength"] for c in _directions(u, arm).get(cast("Direction", direction), {}).get(split, [])} for u in there
+    ]
     return sorted(set.intersection(*each)) if each else []
 
 
@@ -179,7 +214,7 @@ def _samples(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Sample]:
     """The first fit's first prompts of each task, side by side over strengths."""
     for task, fits in by_task.items():
         for arm in plan.arms:
-            for direction, found in fits[0]["arms"][arm.name]["directions"].items() if fits else ():
+            for direction, found in _directions(fits[0], arm.name).items() if fits else ():
                 plain = fits[0]["plain"]["test"][direction]
                 for n in range(min(plan.samples, len(found["test"][0]["effects"]["texts"]))):
                     cells = [(0.0, plain), *((c["strength"], c["effects"]) for c in found["test"])]

@@ -6,7 +6,7 @@ A unit is what a worker process does and what the journal holds, so that an inte
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast, get_args
 
@@ -14,13 +14,14 @@ from .. import plugins
 from ..engines.base import Trainable
 from ..errors import ConfigError
 from ..meter import Meter
-from ..methods.base import Aim, method
+from ..methods.base import Aim, Method, method
 from ..steering import Steering
 from .measure import Amounts, CostMeter, Costs, Effects, measure_effects
 from .results import Direction
 from .suite import Split, Suite
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Plan:
 def run_unit(suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable) -> dict[str, Any]:
     """Everything measured for one task and seed, as plain data."""
     with Meter() as meter:
-        meters = {split: CostMeter(suite, engine, split, _amounts(plan, split), seed) for split in ("dev", "test")}
-        plain = {split: _plain(suite, plan, task, seed, engine, split) for split in ("dev", "test")}
+        meters = {split: CostMeter(suite, engine, split, amounts_of(plan, split), seed) for split in SPLITS}
+        plain = measure_plain(suite, plan, task, seed, engine, meters)
         fitted: dict[str, Steering] = {}
         for arm in plan.arms:
             fitted[arm.name] = (
@@ -96,23 +97,20 @@ def run_unit(suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable) 
                 else fit_arm(suite, plan, arm, task, seed, engine)
             )
         arms = {
-            arm.name: _run_arm(suite, plan, arm, fitted[arm.name], task, seed, engine, meters, plain)
-            for arm in plan.arms
+            arm.name: measure_arm(suite, plan, arm, fitted[arm.name], task, seed, engine, meters) for arm in plan.arms
         }
-    return {
-        "task": task,
-        "seed": seed,
-        "plain": {split: {d: asdict(e) for d, e in found.items()} for split, found in plain.items()},
-        "base": {split: asdict(m.base) for split, m in meters.items()},
-        "arms": arms,
-        "meter": meter.figures(),
-    }
+    return {"task": task, "seed": seed, **plain, "arms": arms, "meter": meter.figures()}
 
 
 def fit_arm(suite: Suite, plan: Plan, arm: ArmPlan, task: str, seed: int, engine: Trainable) -> Steering:
     """The arm's steering for this task and seed."""
     if arm.file:
         return Steering.load(arm.file)
+    return method_of(suite, plan, arm, task, seed).fit(engine, suite.contrast(task, seed))
+
+
+def method_of(suite: Suite, plan: Plan, arm: ArmPlan, task: str, seed: int) -> Method:
+    """The method that an arm fits, with what it leaves open: the plan's site, the seed, the task's prompt."""
     settings = dict(arm.settings)
     known = set(plugins.load(arm.method).__dataclass_fields__)
     if "site" in known and plan.site is not None:
@@ -121,7 +119,7 @@ def fit_arm(suite: Suite, plan: Plan, arm: ArmPlan, task: str, seed: int, engine
         settings.setdefault("seed", seed)
     if arm.method == "prompt":
         settings = {**suite.prompt_settings(task, seed), **settings}
-    return method(arm.method, settings).fit(engine, suite.contrast(task, seed))
+    return method(arm.method, settings)
 
 
 def signed(plan: Plan, steering: Steering, arm: ArmPlan, direction: Direction) -> list[float]:
@@ -157,7 +155,7 @@ def _aim(arm: ArmPlan, steering: Steering) -> Aim:
     return plugins.load(name).aim if name in plugins.names("methods") else "elicit"
 
 
-def _run_arm(
+def measure_arm(
     suite: Suite,
     plan: Plan,
     arm: ArmPlan,
@@ -165,9 +163,9 @@ def _run_arm(
     task: str,
     seed: int,
     engine: Trainable,
-    meters: dict[str, CostMeter],
-    plain: dict[str, dict[Direction, Effects]],
+    meters: Mapping[str, CostMeter],
 ) -> dict[str, Any]:
+    """A fitted arm, tuned on dev and measured on test, both ways."""
     found: dict[str, Any] = {"fit": steering.meta.figures, "digest": steering.digest, "directions": {}}
     for direction in DIRECTIONS:
         strengths = signed(plan, steering, arm, direction)
@@ -206,14 +204,22 @@ def _told(
     return rows
 
 
-def _plain(suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable, split: Split) -> dict[Direction, Effects]:
-    """The unsteered model on the prompts of both directions."""
-    return {
-        d: measure_effects(suite, engine, task, d, split, [None], _amounts(plan, split), seed)[0] for d in DIRECTIONS
+def measure_plain(
+    suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable, meters: Mapping[str, CostMeter]
+) -> dict[str, Any]:
+    """The unsteered model on the prompts of both directions (`plain`), and on the capability items (`base`)."""
+    plain = {
+        split: {
+            d: asdict(measure_effects(suite, engine, task, d, split, [None], amounts_of(plan, split), seed)[0])
+            for d in DIRECTIONS
+        }
+        for split in SPLITS
     }
+    return {"plain": plain, "base": {split: asdict(meters[split].base) for split in SPLITS}}
 
 
-def _amounts(plan: Plan, split: str) -> Amounts:
+def amounts_of(plan: Plan, split: Split) -> Amounts:
+    """How much is measured of a split."""
     return plan.dev if split == "dev" else plan.test
 
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..artefact import flatten
 from ..contrast import Contrast
+from ..edits import Edit
 from ..engines.base import Trainable
 from ..errors import UnsupportedError
 from ..meter import peak_mib
@@ -23,12 +25,13 @@ AT_LEAST = 12  # pairs that they are tried on
 
 
 class Forecast(NamedTuple):
-    """Steps, wall seconds, the most memory beyond the model's, and how much of what is kept (on disk with a cache)."""
+    """Steps, wall seconds, the most memory beyond the model's, how much of it is kept (on disk with a cache), the file's size."""
 
     steps: int
     seconds: float
     memory_mib: float
     kept_mib: float
+    saved_mib: float = 0.0
 
     def told(self) -> str:
         """In words."""
@@ -40,6 +43,11 @@ class Forecast(NamedTuple):
 
 def forecast(made: Method, engine: Trainable, contrast: Contrast) -> Forecast:
     """Raises `UnsupportedError` for a method that isn't trained step by step: it takes a few passes over the data."""
+    return forecast_many(made, engine, [contrast])
+
+
+def forecast_many(made: Method, engine: Trainable, contrasts: Sequence[Contrast]) -> Forecast:
+    """What `fit_many` will take, every step of which is one pass over the rows of all fits; steps are counted fit by fit."""
     if not isinstance(made, Trained):
         raise UnsupportedError(
             f"{made.name} isn't trained step by step: it reads the data a few times, so just run it."
@@ -47,27 +55,44 @@ def forecast(made: Method, engine: Trainable, contrast: Contrast) -> Forecast:
     sites, positions = made.placed(engine), Positions.parse(made.positions)
     made.check(engine, sites)
     frozen = made.frozen(engine, sites, positions)
-    whole = made.given(engine, contrast, sites, positions, frozen)
-    trial = Fit(made, made.given(engine, _some(contrast, max(AT_LEAST, made.batch_size)), sites, positions, frozen))
+    least = max(AT_LEAST, made.batch_size)
+    wholes = [made.given(engine, contrast, sites, positions, frozen) for contrast in contrasts]
+    trials = [Fit(made, made.given(engine, _some(c, least), sites, positions, frozen)) for c in contrasts]
     draw = torch.Generator().manual_seed(0)
-    train, held_out = (made.batch(items, draw) for items in (whole.train, whole.held_out))
-    some, rows = made.batch(trial.given.train, draw), [*train, *held_out]
-    steps = -(-len(whole.train) // made.batch_size) * made.epochs
+    train, held_out = (
+        [row for items in parts for row in made.batch(items, draw)]
+        for parts in ([w.train for w in wholes], [w.held_out for w in wholes])
+    )
+    tried = [made.batch(trial.given.train, draw) for trial in trials]
+    some, rows = [row for part in tried for row in part], [*train, *held_out]
+    steps = sum(-(-len(whole.train) // made.batch_size) * made.epochs for whole in wholes)
     before = peak_mib()
     reading = _timed(lambda: frozen.prepare(*made.needed(some))) * _tokens(frozen, rows) / _tokens(frozen, some)
     with torch.no_grad():
-        beginning = _timed(lambda: trial.begin(trial=[*range(len(trial.given.train))] * (2 * TRIED)))
+        beginning = _timed(lambda: [t.begin(trial=[*range(len(t.given.train))] * (2 * TRIED)) for t in trials])
     each: list[float] = []
     while len(each) < min(TRIED, steps):
-        each.append(_timed(lambda: together([trial], frozen)) / _tokens(frozen, trial.rows_taken))
+        took = _timed(lambda: together(trials, frozen))
+        each.append(took / _tokens(frozen, [row for trial in trials for row in trial.rows_taken]))
     with torch.no_grad():
-        under = made.touching(some, trial.optimiser.free, trial.given)
-        looking = _timed(lambda: ran(trial.given, some, under)) / _tokens(frozen, some)
+        looking = _timed(lambda: _looked(made, trials, tried)) / _tokens(frozen, some)
+        saved = sum(_bytes(intervention.edit) for trial in trials for intervention in trial.made()[0])
     training = min(each, default=0.0) * _tokens(frozen, train) * made.epochs
     measuring = looking * _tokens(frozen, held_out) * (made.epochs + 3)
     kept = frozen.kept_bytes(*made.needed(rows)) / 2**20
     memory = max(peak_mib() - before, 0.0) + kept
-    return Forecast(steps, round(reading + beginning + training + measuring, 1), round(memory, 1), round(kept, 1))
+    seconds = reading + beginning + training + measuring
+    return Forecast(steps, round(seconds, 1), round(memory, 1), round(kept, 1), round(saved / 2**20, 4))
+
+
+def _looked(made: Trained, trials: Sequence[Fit], tried: Sequence[Sequence[Row]]) -> None:
+    """What is held out, run as it is when it is measured: fit by fit."""
+    for trial, rows in zip(trials, tried, strict=True):
+        ran(trial.given, rows, made.touching(rows, trial.optimiser.free, trial.given))
+
+
+def _bytes(edit: Edit) -> int:
+    return sum(t.numel() * t.element_size() for t in flatten(edit, "edit")[1].values())
 
 
 def _some(contrast: Contrast, pairs: int) -> Contrast:

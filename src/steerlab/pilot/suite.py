@@ -31,13 +31,15 @@ class PilotSuite(Suite):
     pairs: int = 64
     neutral_pairs: int = 64
     batch_size: int = 64
+    device: str | None = None
 
     def engine(self) -> Trainable:
         from ..engines.hf import HFEngine
 
         return HFEngine.load(
-            str(pilot.folder(self.variant)), dtype="float32", batch_size=self.batch_size, label=self.variant
-        )
+            str(pilot.folder(self.variant)), dtype="float32", device=self.device, batch_size=self.batch_size,
+            label=self.variant,
+        )  # fmt: skip
 
     def files(self) -> Sequence[str | os.PathLike[str]]:
         return [Path(str(pilot.folder(self.variant))) / "model.safetensors"]
