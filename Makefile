@@ -71,6 +71,9 @@ intensity: setup  ## an attribute at levels 0 to 4: asked, reached, and how far 
 hypersteer: setup  ## a generator of vectors on topics that it never saw, beside fitted ones (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hypersteer.py
 
+sweep-proof: setup  ## a sweep killed ten times, and one on Ray, end as an undisturbed one (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep_proof.py
+
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py
 

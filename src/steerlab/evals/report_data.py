@@ -122,6 +122,14 @@ class Figures:
         return sorted(methods, key=lambda a: best.index(a) if a in best else len(best)) + references
 
     @cached_property
+    def compared(self) -> list[str]:
+        """The same without those that have a profile of layers alone: a sweep compares a method's layers as arms of their own."""
+        named = {arm.name for arm in self.results.arms}
+        parts = (self.results.points, self.results.costs, self.results.table, self.results.samples)
+        measured = {item.arm for part in parts for item in part}
+        return [arm for arm in self.ordered if arm in named | measured]
+
+    @cached_property
     def groups(self) -> dict[str, list[str]]:
         """The tasks of each group, in the order of the configuration."""
         groups: dict[str, list[str]] = {}

@@ -38,8 +38,8 @@ def head(figures: Figures, json_name: str) -> Markup:
     results = figures.results
     n, missing = judged(p.joint for p in results.points if p.split == figures.split)
     replies = plural(n, "reply", "replies") + " judged" + (f", {missing:,} could not be" if missing else "")
-    methods = [arm for arm in figures.ordered if not figures.is_reference(arm)]
-    references = [figures.label(arm) for arm in figures.ordered if figures.is_reference(arm)]
+    methods = [arm for arm in figures.compared if not figures.is_reference(arm)]
+    references = [figures.label(arm) for arm in figures.compared if figures.is_reference(arm)]
     arms = plural(len(methods), "method") + (f" beside {listed(references)}" if references else "")
     facts = [
         ("Model", model_name(results.model)),

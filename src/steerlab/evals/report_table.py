@@ -149,7 +149,7 @@ def missing(figures: Figures) -> Markup:
     heads = [tag("th", {"scope": "col"}, "Arm")]
     heads += [tag("th", {"scope": "col", "class": "num"}, name) for name, _ in (*_OF_POINTS, *_OF_COSTS)]
     lines: list[Markup] = []
-    for arm in figures.ordered:
+    for arm in figures.compared:
         counts = [judged(of(p) for p in replies if p.arm == arm) for _, of in _OF_POINTS]
         counts += [judged(of(c) for c in costs if c.arm == arm) for _, of in _OF_COSTS]
         cells = [_missing_cell(n, lost) for n, lost in counts]
@@ -199,7 +199,7 @@ def _undefined(figures: Figures) -> Markup:
 
 
 def _gaps(figures: Figures) -> Iterable[tuple[str, list[str]]]:
-    for arm in figures.ordered:
+    for arm in figures.compared:
         there = {Cell(r.group, r.direction) for r in figures.results.table if r.arm == arm and r.joint.mean is not None}
         gone = [c for c in figures.cells if c not in there]
         groups = list(dict.fromkeys(c.group for c in gone))

@@ -160,8 +160,8 @@ class Workers(ABC):
         """A worker is ready. Raises `ConfigError` where it runs other code than this: figures of other code are others."""
         if about.code != code_digest():
             raise ConfigError(
-                "a worker runs another steerlab than this one (their code differs); install the same version on every machine"
-                " of the cluster."
+                "a worker runs another steerlab than this one (their code differs). Was the package changed since this began?"
+                " Run the command again. On a cluster, install the same version on every machine."
             )
         self.about = about
 
