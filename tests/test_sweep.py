@@ -148,7 +148,9 @@ def test_a_sweep_killed_anywhere_ends_as_an_undisturbed_one(undisturbed, folder,
         process.wait()
         left = digests(tmp_path)
         assert 0 < sum(v is not None for v in left.values()) < len(left), "it was killed in the middle of it"
-    assert not status(tmp_path).ended
+    told = status(tmp_path)
+    assert (told.ended, told.at_work) == (False, False)
+    assert "run the same command to go on" in told.words
     _, found = ran(asked(folder), tmp_path)
     assert found == undisturbed[1]
     assert status(tmp_path).words == f"{len(found)} of {len(found)} units done; finished"
@@ -413,6 +415,16 @@ def test_a_dry_run_counts_what_a_run_does(steerlab, undisturbed, folder, tmp_pat
     size = sum(f.stat().st_size for sub in ("units", "steerings") for f in (tmp_path / "run" / sub).iterdir())
     assert told["disk_mib"] * 2**20 == pytest.approx(size, rel=0.5)
     assert told["memory_mib"] > 100
+
+
+def test_a_model_is_spread_by_a_device_map(folder):
+    pytest.importorskip("accelerate", reason="accelerate isn't installed (pip install 'steerlab[accelerate]')")
+    suite = replace(Sweep.read(asked(folder)), device="sequential").suite()
+    engine = suite.engine()
+    assert engine.model.hf_device_map, "accelerate placed it"
+    examples = suite.contrast("key", 0).positive[:2]
+    for spread, plain in zip(engine.logits(examples), planted.engine().logits(examples), strict=True):
+        assert torch.allclose(spread.cpu(), plain, atol=1e-5)
 
 
 def test_each_worker_sees_gpus_of_its_own(monkeypatch):

@@ -108,7 +108,7 @@ def status(
 
     found = read(folder)
     if json:
-        dump({**asdict(found), "at_work": found.at_work})
+        dump(asdict(found))
         return
     typer.echo(found.words)
     for kind, of in found.counts.items():

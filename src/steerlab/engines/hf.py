@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Padding = Literal["left", "right"]
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
 SHARED = 4096  # tokens of a row of answers to one prompt
 
 
@@ -106,8 +107,8 @@ class HFEngine(Trainable):
     ) -> Self:
         """A model by its name on the hub or its folder, in evaluation mode (`steerlab.load` knows the built-in ones).
 
-        `label` is what the engine calls it. `device` is cpu, cuda, …, or "auto" to spread it over what there is (needs
-        accelerate). Raises `ArtefactError` where it can't be loaded.
+        `label` is what the engine calls it. `device` is cpu, cuda, …, or a device map of accelerate's that spreads it over
+        what there is: auto, balanced, balanced_low_0 or sequential. Raises `ArtefactError` where it can't be loaded.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -115,7 +116,7 @@ class HFEngine(Trainable):
             with no_bars():
                 tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
                 model = AutoModelForCausalLM.from_pretrained(
-                    name, revision=revision, dtype=dtype, device_map=device if device == "auto" else None
+                    name, revision=revision, dtype=dtype, device_map=device if device in SPREAD else None
                 )
         except (OSError, ValueError, ImportError) as problem:
             first = str(problem).strip().splitlines()[0]
@@ -123,7 +124,7 @@ class HFEngine(Trainable):
                 f"the model {name!r} can't be loaded: {first} Give a folder that `save_pretrained` wrote, a name on the hub"
                 " (needs a network, or its cache), or 'pilot' for the built-in model."
             ) from problem
-        if device not in (None, "auto"):
+        if device is not None and device not in SPREAD:
             cast("nn.Module", model).to(torch.device(device))
         return cls(model.eval(), tokenizer, template=template, batch_size=batch_size, name=label or name)
 

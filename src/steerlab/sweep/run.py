@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from .journal import Journal, locked
 from .report import summarised
 from .units import Unit, Units, basis_digest, job, planned
 
-BEAT = 2.0  # seconds between signs of life
+BEAT = 2.0  # seconds between signs of life, while workers are at it
 
 
 def run(
@@ -46,7 +47,7 @@ def run(
         _check(suite, asked)
         units = planned(suite, asked, together)
         journal.begin(units.all)
-        journal.note({"process": os.getpid(), "began": time.time(), "beat": time.time(), "ended": None})
+        journal.note({"process": [platform.node(), os.getpid()], "beat": time.time(), "ended": None})
         _Turn(journal, units, asked, workers, retries).work()
         journal.note({"ended": time.time()})
         return summarised(suite, asked, units, journal, about, title=title)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .journal import Journal, Row
+from .journal import Journal, Row, alive
 
 SILENT = 15.0  # seconds without a sign of life after which a sweep is said to have stopped
 STATES = ("done", "claimed", "waiting", "failed")
@@ -21,13 +22,9 @@ class Status:
     running: list[tuple[str, str, float]]  # unit, worker, seconds
     failed: list[tuple[str, int, str]]  # unit, tried, reason
     silent: float  # seconds since its last sign of life
+    at_work: bool
     ended: bool
     left: float | None
-
-    @property
-    def at_work(self) -> bool:
-        """Whether a process is at it."""
-        return not self.ended and self.silent < SILENT
 
     @property
     def words(self) -> str:
@@ -49,7 +46,8 @@ def status(folder: str | Path) -> Status:
     """How the sweep of a folder stands. Raises `ArtefactError` where there is none."""
     with Journal(Path(folder), read_only=True) as journal:
         rows, now = list(journal.rows().values()), time.time()
-        beat, ended = journal.fact("beat"), journal.fact("ended")
+        beat, ended, process = (journal.fact(name) for name in ("beat", "ended", "process"))
+    silent = now - (beat or 0.0)
     counts: dict[str, dict[str, int]] = {}
     for row in rows:
         of = counts.setdefault(row.kind, {})
@@ -58,10 +56,16 @@ def status(folder: str | Path) -> Status:
         counts=counts,
         running=[(r.name, r.worker or "", now - (r.claimed or now)) for r in rows if r.state == "claimed"],
         failed=[(r.name, r.tried, r.reason or "") for r in rows if r.state == "failed"],
-        silent=now - (beat or 0.0),
+        silent=silent,
+        at_work=ended is None and (silent < SILENT if process is None else _there(process[0], process[1], silent)),
         ended=ended is not None,
         left=remaining(rows, now),
     )
+
+
+def _there(host: str, process: int, silent: float) -> bool:
+    """Whether the sweep's process is still there; of another machine, whether it gave a sign of life lately."""
+    return alive(process) if host == platform.node() else silent < SILENT
 
 
 def remaining(rows: Iterable[Row], now: float) -> float | None:
