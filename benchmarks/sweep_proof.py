@@ -11,7 +11,6 @@ import argparse
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -37,7 +36,7 @@ def rows(folder: Path) -> list[Row]:
     try:
         with Journal(folder, read_only=True) as journal:
             return list(journal.rows().values())
-    except (ArtefactError, sqlite3.OperationalError):
+    except ArtefactError:
         return []
 
 

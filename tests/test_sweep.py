@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -194,7 +193,7 @@ def count(out, state) -> int:
     try:
         with Journal(Path(out), read_only=True) as journal:
             return sum(row.state == state for row in journal.rows().values())
-    except (ArtefactError, sqlite3.OperationalError):  # no journal yet, or one without tables
+    except ArtefactError:  # no journal yet, or one without tables
         return 0
 
 

@@ -69,7 +69,8 @@ def sweep(
     from .evaluate import printed
 
     asked = Sweep.read(config)
-    asked = asked if device_map is None else replace(asked, device=device_map)
+    placed = device_map or asked.device or (None if not gpus else "cuda" if gpus == 1 else "auto")
+    asked = replace(asked, device=placed)
     suite, folder = asked.suite(), out or Path("runs") / config.stem
     with (
         Meter() as meter,

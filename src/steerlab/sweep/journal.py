@@ -105,32 +105,39 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._base.close()
 
+    def _do(self, words: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._base.execute(words, values)
+        except sqlite3.Error as problem:
+            raise ArtefactError(
+                f"{self.folder / FILE} can't be read or written: {problem}. What was finished is kept; is the disk full? Run the"
+                " command again to go on."
+            ) from problem
+
     # --- how units stand ----------------------------------------------------------------------------------------------
 
     def rows(self) -> dict[str, Row]:
         """Every unit of the plan, in its order, by the digest of its inputs."""
         columns = ", ".join(Row._fields)
-        found = self._base.execute(f"SELECT {columns} FROM units WHERE place IS NOT NULL ORDER BY place")
+        found = self._do(f"SELECT {columns} FROM units WHERE place IS NOT NULL ORDER BY place")
         return {row[0]: Row(*row) for row in found}
 
     def begin(self, units: Iterable[Unit]) -> None:
         """Take up a plan: what is done and whole stays done, all else is to be done, whoever had claimed it."""
-        self._base.execute("BEGIN IMMEDIATE")
-        self._base.execute("UPDATE units SET place = NULL")
+        self._do("BEGIN IMMEDIATE")
+        self._do("UPDATE units SET place = NULL")
         for place, unit in enumerate(units):
-            self._base.execute(
+            self._do(
                 "INSERT INTO units (inputs, place, kind, name, arm, state) VALUES (?, ?, ?, ?, ?, 'waiting')"
                 " ON CONFLICT (inputs) DO UPDATE SET place = excluded.place, kind = excluded.kind, name = excluded.name,"
                 " arm = excluded.arm",
                 (unit.inputs, place, unit.kind, unit.name, unit.arm),
             )
-        self._base.execute(
-            "UPDATE units SET state = 'waiting', tried = 0, reason = NULL WHERE state IN ('claimed', 'failed')"
-        )
-        self._base.execute("COMMIT")
+        self._do("UPDATE units SET state = 'waiting', tried = 0, reason = NULL WHERE state IN ('claimed', 'failed')")
+        self._do("COMMIT")
         for row in self.rows().values():
             if row.state == "done" and not self._whole(row):
-                self._base.execute("UPDATE units SET state = 'waiting' WHERE inputs = ?", (row.inputs,))
+                self._do("UPDATE units SET state = 'waiting' WHERE inputs = ?", (row.inputs,))
 
     def claim(self, inputs: str, worker: str) -> None:
         """A unit is given to a worker."""
@@ -148,10 +155,10 @@ class Journal:
 
     def failed(self, inputs: str, reason: str) -> None:
         """A unit is given up."""
-        self._base.execute("UPDATE units SET state = 'failed', reason = ? WHERE inputs = ?", (reason, inputs))
+        self._do("UPDATE units SET state = 'failed', reason = ? WHERE inputs = ?", (reason, inputs))
 
     def _move(self, inputs: str, before: State, after: State, what: str, *values: object) -> None:
-        moved = self._base.execute(
+        moved = self._do(
             f"UPDATE units SET state = '{after}', {what} WHERE inputs = ? AND state = '{before}'", (*values, inputs)
         )
         if moved.rowcount != 1:
@@ -161,13 +168,13 @@ class Journal:
 
     def fact(self, name: str) -> Any:
         """What was noted under a name, or None."""
-        found = self._base.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        found = self._do("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if found is None else json.loads(found[0])
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Note facts of the run by name: when it began, its last sign of life."""
         for name, value in facts.items():
-            self._base.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+            self._do("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     # --- results ------------------------------------------------------------------------------------------------------
 

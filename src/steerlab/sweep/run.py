@@ -83,6 +83,8 @@ class _Turn:
         self._tried = dict.fromkeys(rows, 0)
         self._ready: list[int] = []
         self._all, self._running = units.all, 0
+        self._over = sum(state == "done" for state in self._state.values())  # units that need no more work
+        self._failed = 0
         for unit in units.all:
             if unit.needs is not None:
                 self._needed_by.setdefault(unit.needs, []).append(unit)
@@ -92,21 +94,19 @@ class _Turn:
     def work(self) -> None:
         """Until every unit is done or has failed."""
         with progress.task("sweeping", len(self._all)) as bar:
-            bar.advance(sum(state in ("done", "failed") for state in self._state.values()))
+            bar.advance(self._over)
             while self._ready or self._running:
                 self._workers.grow(len(self._ready) + self._running)
                 for worker in self._workers.idle:
                     if self._ready:
                         self._give(worker, self._all[heapq.heappop(self._ready)])
                 for ended in self._workers.wait(BEAT):
-                    settled = self._settle(ended)
-                    bar.advance(settled)
-                    bar.tell(self._told(ended))
+                    before = self._over
+                    self._settle(ended)
+                    bar.advance(self._over - before)
+                    failed = f" ({self._failed} failed)" if self._failed else ""
+                    bar.tell(f"{self._units[ended.key].name}{failed}")
                 self._journal.note({"beat": time.time()})
-
-    def _told(self, ended: Ended) -> str:
-        failed = sum(state == "failed" for state in self._state.values())
-        return self._units[ended.key].name + (f" ({failed} failed)" if failed else "")
 
     def _offer(self, unit: Unit) -> None:
         """To be done, once what it needs is there."""
@@ -137,17 +137,17 @@ class _Turn:
         self._running += 1
         self._workers.give(worker, unit.inputs, job(unit, self._plan, steering))
 
-    def _settle(self, ended: Ended) -> int:
-        """What has ended, in the journal; returns how many units need no more work."""
-        unit, before = self._units[ended.key], self._settled
+    def _settle(self, ended: Ended) -> None:
+        """What has ended, in the journal."""
+        unit = self._units[ended.key]
         self._running -= 1
         if ended.failure is None:
             self._journal.done(unit, ended.value)
             self._state[unit.inputs] = "done"
+            self._over += 1
             self._next(unit)
         else:
             self._fail(unit, ended.failure)
-        return self._settled - before
 
     def _fail(self, unit: Unit, failure: Failure) -> None:
         if not failure.final and self._tried[unit.inputs] <= self._retries:
@@ -160,6 +160,7 @@ class _Turn:
     def _give_up(self, unit: Unit, reason: str) -> None:
         self._journal.failed(unit.inputs, reason)
         self._state[unit.inputs] = "failed"
+        self._over, self._failed = self._over + 1, self._failed + 1
         self._next(unit)
 
     def _next(self, unit: Unit) -> None:
@@ -167,7 +168,3 @@ class _Turn:
         for other in self._needed_by.get(unit.inputs, ()):
             if self._state[other.inputs] == "waiting":
                 self._offer(other)
-
-    @property
-    def _settled(self) -> int:
-        return sum(state in ("done", "failed") for state in self._state.values())
