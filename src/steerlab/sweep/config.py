@@ -153,7 +153,7 @@ class Sweep:
                 found.append(ArmPlan(name, method, settings))
                 continue
             found += [
-                ArmPlan(f"{name}@{n}", method, {**settings, "site": n}, label=f"{name}, {'block ' * n.isdigit()}{n}")
+                ArmPlan(f"{name}@{n}", method, {**settings, "site": n}, label=f"{name} at {'block ' * n.isdigit()}{n}")
                 for n in layers
             ]
         return tuple(found)
