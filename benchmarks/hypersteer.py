@@ -34,7 +34,7 @@ from steerlab.progress import shown
 SITE = "2"
 GENERATOR = {"layers": 0, "step": 0.01, "epochs": 4}
 FIT = {"factors": (1.0,), "epochs": 10, "step": 0.1, "batch_size": 8}
-STRENGTHS = (1.0, 1.5)
+STRENGTHS = (1.5, 2.0)  # of replies: at 1 even vectors fitted to two of the topics showed in one reply of ten
 DEAL = 0  # seed of which topics are seen
 ARMS = ("unsteered", "random", "wrong description", "generator", "lm_vector")
 SEEN = ("seen, unsteered", "seen, generator")
@@ -166,11 +166,15 @@ def measure(
     ):
         for n, values in enumerate(entropies(engine, seen, steerings)):
             into.costs[name][n].append(values)
-    norms = {
-        name: [round(float(vector(x).norm()), 1) for x in found]
-        for name, found in (("written", [generator(t.concept.description) for t in topics]), ("fitted", fitted))
-    }
-    print(f"seed {seed}: loss by epoch {generator.meta.figures['loss']}, norms {norms}", flush=True)
+    norms = [
+        round(sum(float(vector(x).norm()) for x in found) / len(found), 1)
+        for found in ([generator(t.concept.description) for t in topics], fitted)
+    ]
+    means = {name: round(bootstrap([[t[-1]] for t in values]).mean or 0.0, 3) for name, values in into.costs.items()}
+    print(
+        f"seed {seed}: loss by epoch {generator.meta.figures['loss']}, mean norms written and fitted {norms}, cross-entropies {means}",
+        flush=True,
+    )
 
 
 def report(found: Figures, seeds: int, topics: int) -> None:
@@ -207,9 +211,9 @@ def report(found: Figures, seeds: int, topics: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--train", type=int, default=60, help="topics that the generator is trained on")
+    parser.add_argument("--train", type=int, default=200, help="topics that the generator is trained on")
     parser.add_argument("--test", type=int, default=8, help="topics that it isn't")
-    parser.add_argument("--pairs", type=int, default=6, help="pairs of each topic, for the generator")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs of each topic, for the generator")
     parser.add_argument("--fit-pairs", type=int, default=16, help="pairs of each topic, for its own vector")
     parser.add_argument("--prompts", type=int, default=6, help="replies, and held-out answers, of each topic")
     given = parser.parse_args()

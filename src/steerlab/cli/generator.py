@@ -50,7 +50,7 @@ def group(words: Sequence[str]) -> typer.Typer:
     return app
 
 
-def placeholder() -> None:
+def placeholder(config: Config = None) -> None:
     """Train a generator on the contrasts of several concepts; its flags are the settings of hypersteer."""
 
 
