@@ -418,11 +418,14 @@ def test_a_dry_run_counts_what_a_run_does(steerlab, undisturbed, folder, tmp_pat
 
 def test_a_model_is_spread_by_a_device_map(folder):
     pytest.importorskip("accelerate", reason="accelerate isn't installed (pip install 'steerlab[accelerate]')")
-    suite = replace(Sweep.read(asked(folder)), device="sequential").suite()
-    engine = suite.engine()
-    examples = suite.contrast("key", 0).positive[:2]
-    for spread, plain in zip(engine.logits(examples), planted.engine().logits(examples), strict=True):
-        assert torch.allclose(spread.cpu(), plain, atol=1e-5)
+    sweep = Sweep.read(asked(folder))
+    examples = sweep.suite().contrast("key", 0).positive[:2]
+    plain = list(planted.engine().logits(examples))
+    for name in ("auto", "balanced", "balanced_low_0", "sequential"):
+        spread = replace(sweep, device=name).suite().engine().logits(examples)
+        assert all(torch.allclose(s.cpu(), p, atol=1e-5) for s, p in zip(spread, plain, strict=True)), name
+    with pytest.raises(ConfigError, match="no device 'balansed'.*'balanced'"):
+        replace(sweep, device="balansed").suite().engine()
 
 
 def test_each_worker_sees_gpus_of_its_own(monkeypatch):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
-from .common import Json, dump, say, took
+from .common import Config, Json, dump, say, took
 
 if TYPE_CHECKING:
     from ..evals.suite import Suite
@@ -48,7 +48,7 @@ app = typer.Typer(help="Sweeps; `steerlab sweep --help` tells what they are.", n
 
 
 def sweep(
-    config: Annotated[Path, typer.Argument(help="The YAML file, or the word status.", metavar="CONFIG.yaml", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The YAML file, or the word status.", metavar="CONFIG.yaml", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; the same folder goes on where it was.  [default: runs/ and the file's name]")] = None,
     on: Annotated[Literal["local", "ray"], typer.Option(help="local: processes of this machine. ray: a Ray cluster (the extra 'ray').")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Workers, each with the model loaded once.  [default: a processor each; with --gpus, as many as there are GPUs for]")] = None,
@@ -59,6 +59,7 @@ def sweep(
     retries: Annotated[int, typer.Option(min=0, help="How often a unit that failed is tried again.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell the units, and the steps, time, memory and disk that they will take.")] = False,
     json: Json = False,
+    config: Config = None,
 ) -> None:  # fmt: skip
     """Run a sweep, or tell what it will take."""
     from .. import progress
@@ -68,10 +69,10 @@ def sweep(
     from ..sweep.run import run
     from .evaluate import printed
 
-    asked = Sweep.read(config)
+    asked = Sweep.read(file)
     placed = device_map or asked.device or (None if not gpus else "cuda" if gpus == 1 else "auto")
     asked = replace(asked, device=placed)
-    suite, folder = asked.suite(), out or Path("runs") / config.stem
+    suite, folder = asked.suite(), out or Path("runs") / file.stem
     with (
         Meter() as meter,
         progress.shown(),
@@ -102,6 +103,7 @@ def sweep(
 def status(
     folder: Annotated[Path, typer.Argument(help="The folder of the sweep.")],
     json: Json = False,
+    config: Config = None,
 ) -> None:
     """Tell how a sweep stands: what is done, running and failed, and how long it will take. It disturbs nothing."""
     from ..sweep.status import STATES, in_words

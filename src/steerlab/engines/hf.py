@@ -19,7 +19,7 @@ from .. import progress
 from ..contrast import Example
 from ..controls import Tokens
 from ..deltas import WeightEdit
-from ..errors import ArtefactError, ConfigError, DataError, SiteError, UnsupportedError
+from ..errors import ArtefactError, ConfigError, DataError, SiteError, UnsupportedError, nearest
 from ..positions import LAST_PROMPT, Positions
 from ..sites import Site
 from ..steering import Steering, same_model
@@ -108,10 +108,12 @@ class HFEngine(Trainable):
         """A model by its name on the hub or its folder, in evaluation mode (`steerlab.load` knows the built-in ones).
 
         `label` is what the engine calls it. `device` is cpu, cuda, …, or a device map of accelerate's that spreads it over
-        what there is: auto, balanced, balanced_low_0 or sequential. Raises `ArtefactError` where it can't be loaded.
+        what there is: auto, balanced, balanced_low_0 or sequential. Raises `ArtefactError` where it can't be loaded,
+        `ConfigError` for a device that doesn't exist.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        whole = None if device is None or device in SPREAD else _device(device)
         try:
             with no_bars():
                 tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
@@ -124,8 +126,8 @@ class HFEngine(Trainable):
                 f"the model {name!r} can't be loaded: {first} Give a folder that `save_pretrained` wrote, a name on the hub"
                 " (needs a network, or its cache), or 'pilot' for the built-in model."
             ) from problem
-        if device is not None and device not in SPREAD:
-            cast("nn.Module", model).to(torch.device(device))
+        if whole is not None:
+            cast("nn.Module", model).to(whole)
         return cls(model.eval(), tokenizer, template=template, batch_size=batch_size, name=label or name)
 
     # --- what it is -------------------------------------------------------------------------------------------------
@@ -564,3 +566,10 @@ def _without_gradients(model: nn.Module) -> Generator[None]:
     finally:
         for p in learning:
             p.requires_grad_(True)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as problem:
+        raise ConfigError(f"there is no device {name!r}. {nearest(name, ('cpu', 'cuda', 'mps', *SPREAD))}") from problem
