@@ -150,10 +150,11 @@ def test_a_sweep_killed_anywhere_ends_as_an_undisturbed_one(undisturbed, folder,
     told = status(tmp_path)
     assert (told.ended, told.at_work) == (False, False)
     assert "run the same command to go on" in told.words
+    (tmp_path / "units" / ".fit.json.left.part").write_text("{", encoding="utf-8")
     _, found = ran(asked(folder), tmp_path)
     assert found == undisturbed[1]
     assert status(tmp_path).words == f"{len(found)} of {len(found)} units done; finished"
-    assert not list(tmp_path.rglob("*.json.*part")), "nothing half-written is left under a name that is read"
+    assert not list(tmp_path.rglob("*.part")), "what the killed ones hadn't written to its end is gone"
 
 
 def test_a_killed_worker_loses_its_unit_alone(undisturbed, folder, tmp_path):

@@ -41,6 +41,12 @@ def whole(path: str | os.PathLike[str]) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed writers have left beside their files. For whoever has the folder to itself."""
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write a text file whole; returns its path. A lone surrogate is written as JSON escapes it."""
     with whole(path) as part:

@@ -18,6 +18,7 @@ from ..evals.results import Results
 from ..evals.suite import Suite
 from ..evals.unit import Plan
 from ..evals.workers import About, Ended, Failure, Workers
+from ..files import clear_unfinished
 from .journal import Journal, locked
 from .report import summarised
 from .units import Unit, Units, basis_digest, job, planned
@@ -42,6 +43,7 @@ def run(
     """
     folder = Path(folder)
     with locked(folder), Journal(folder) as journal:
+        clear_unfinished(folder)
         about = _about(journal, basis_digest(suite), workers)
         asked = plan(about.depth)
         _check(suite, asked)
