@@ -69,6 +69,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "defaults, rank 1": {"rank": 1},
 }
 OLD = tuple(name for name in ARMS if name.startswith("published"))
+STEPPED = {"published + paired start": "published"}  # whose step size it takes; the others' are chosen for themselves
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def worlds(folder: Path, few: int | None) -> list[World]:
                 variant,
                 partial(lambda v: PilotSuite(v, batch_size=32).engine(), variant),
                 partial(lambda v, name, n, seed: pilot.contrast(name, n=n, seed=seed, variant=v), variant),
-                names[1::9][:2],
-                names[0::5][:6],
+                names[1:2],
+                names[0::5][:3],
             )
         )
     if not stories.SHARED.is_dir():
@@ -102,7 +103,7 @@ def worlds(folder: Path, few: int | None) -> list[World]:
         return [replace(w, problems=w.problems[:few]) for w in found]
     texts = books.Books.read(stories.SHARED / "data/texts")
     names = list(books.BOOKS)
-    found.append(World("books", lambda: books.engine(texts, folder / "books"), texts.contrast, names[:2], names[2:]))
+    found.append(World("books", lambda: books.engine(texts, folder / "books"), texts.contrast, names[:1], names[1:5]))
     small = functools.cache(
         lambda: sl.load(str(stories.SHARED / "models/stories260k"), template="plain", dtype="float32", batch_size=32)
     )
@@ -224,12 +225,13 @@ class Journal:
 def studied(world: World, journal: Journal, depths: Mapping[str, float], arms: Sequence[str]) -> list[dict[str, Any]]:
     engine = world.engine()
     sites = {depth: min(int(engine.depth * share), engine.depth - 1) for depth, share in depths.items()}
-    total = len(sites) * (len(GRID) * len(OLD) * len(world.tuned_on) + len(arms) * len(world.problems))
+    tuned = [arm for arm in OLD if arm not in STEPPED]
+    total = len(sites) * (len(GRID) * len(tuned) * len(world.tuned_on) + len(arms) * len(world.problems))
     found: list[dict[str, Any]] = []
     with progress.task(f"studying {world.name}", total) as bar:
         for depth, site in sites.items():
             steps: dict[str, float] = {}
-            for arm in (a for a in OLD if a in arms):
+            for arm in (a for a in OLD if a in arms and a not in STEPPED):
                 scores: dict[float, float] = {}
                 for step in GRID:
                     ends: list[float] = []
@@ -241,6 +243,7 @@ def studied(world: World, journal: Journal, depths: Mapping[str, float], arms: S
                         bar.advance()
                     scores[step] = statistics.median(ends)
                 steps[arm] = min(scores, key=scores.__getitem__)
+            steps |= {arm: steps[of] for arm, of in STEPPED.items() if of in steps}
             for problem in world.problems:
                 data = world.contrast(problem, PAIRS, 0)
                 took = journal.get(
