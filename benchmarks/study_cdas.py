@@ -63,6 +63,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "gain, 2 epochs": {**SPHERE, "poles": "gain", "epochs": 2},
     "gain, 6 epochs": {**SPHERE, "poles": "gain", "epochs": 6},
     "poles, 2 epochs": {**SPHERE, "poles": "trained", "epochs": 2},
+    "poles, 1 epoch, 2 a batch": {**SPHERE, "poles": "trained", "epochs": 1, "batch_size": 2},
+    "poles, 2 epochs, 2 a batch": {**SPHERE, "poles": "trained", "epochs": 2, "batch_size": 2},
     "poles, 6 epochs": {**SPHERE, "poles": "trained", "epochs": 6},
     "free (no gradients)": {"rank": 1, "epochs": 0, "early": 0.0, "held_out": 0.2},
     "defaults": {},

@@ -62,7 +62,7 @@ def test_fit_show_and_generate(steerlab, model, data, tmp_path):
         "fit", "cdas", "--data", data, "--model", model, "--out", out, "--site", "1", "--epochs", "3"
     )
     assert code == 0, said
-    assert "Clamp: set rank 4" in shown
+    assert "Clamp: set rank 8" in shown
     assert "resid@1" in shown
     assert "0 is a perfect interchange" in shown
     assert "peak memory" in said
