@@ -63,12 +63,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "gain, 2 epochs": {**SPHERE, "poles": "gain", "epochs": 2},
     "gain, 6 epochs": {**SPHERE, "poles": "gain", "epochs": 6},
     "poles, 2 epochs": {**SPHERE, "poles": "trained", "epochs": 2},
-    "poles, 1 epoch, 2 a batch": {**SPHERE, "poles": "trained", "epochs": 1, "batch_size": 2},
-    "poles, 2 epochs, 2 a batch": {**SPHERE, "poles": "trained", "epochs": 2, "batch_size": 2},
     "poles, 6 epochs": {**SPHERE, "poles": "trained", "epochs": 6},
     "free (no gradients)": {"rank": 1, "epochs": 0, "early": 0.0, "held_out": 0.2},
     "defaults": {},
     "defaults, rank 1": {"rank": 1},
+    "defaults, rank 1, 1 epoch": {"rank": 1, "epochs": 1},
+    "defaults, rank 1, 2 epochs": {"rank": 1, "epochs": 2},
+    "defaults, 2 epochs": {"epochs": 2},
 }
 OLD = tuple(name for name in ARMS if name.startswith("published"))
 STEPPED = {"published + paired start": "published"}  # whose step size it takes; the others' are chosen for themselves
