@@ -217,10 +217,10 @@ def test_a_dry_run_tells_what_a_fit_takes_and_writes_nothing(steerlab, model, da
     code, shown, said = steerlab("fit", "cdas", *flags, "--json")
     assert code == 0, said
     told = json.loads(shown)
-    assert told["steps"] == 54  # 36 of 40 pairs (families stay whole), 4 at a time, 6 epochs
+    assert told["steps"] == 108  # 36 of 40 pairs (families stay whole), 2 at a time, 6 epochs
     assert told["seconds"] > 0
     assert 0 < told["kept_mib"] <= told["memory_mib"]
-    assert "54 steps, about" in steerlab("fit", "cdas", *flags)[1]
+    assert "108 steps, about" in steerlab("fit", "cdas", *flags)[1]
     assert not out.exists()
     code, _, said = steerlab("fit", "diff-means", *flags)
     assert code != 0
