@@ -410,7 +410,9 @@ def test_a_dry_run_counts_what_a_run_does(steerlab, undisturbed, folder, tmp_pat
     assert told["units"] == {"plain": 2, "fit": 10, "measure": 12}
     assert sum(told["units"].values()) == len(undisturbed[1])
     batch = sl.method("das").batch_size
-    assert told["steps"] == 2 * 2 * -(-12 // batch), "two concepts at two layers, one epoch over 12 of 20 pairs"
+    assert told["steps"] == 2 * 2 * -(-10 // batch), (
+        "two concepts at two layers, one epoch over 12 of 20 pairs less two held out"
+    )
     ran(asked(folder), tmp_path / "run")
     size = sum(f.stat().st_size for sub in ("units", "steerings") for f in (tmp_path / "run" / sub).iterdir())
     assert told["disk_mib"] * 2**20 == pytest.approx(size, rel=0.5)
