@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -209,6 +210,20 @@ def test_every_command_takes_a_yaml_file_of_its_flags():
     found |= {path: flags for path, flags in training if path[0] == "generator"}  # built only where they are needed
     assert len(found) > 15
     assert [path for path, flags in found.items() if "--config" not in flags] == []
+
+
+def test_a_fit_that_found_nothing_says_so(steerlab, model, data, tmp_path):
+    mixed = tmp_path / "mixed.jsonl"
+    head, *rows = [json.loads(line) for line in Path(data).read_text("utf-8").splitlines()]
+    plain = [row["negative"] for row in rows]
+    both = [{"positive": p, "negative": n} for p, n in zip(plain[:20], plain[20:], strict=True)]
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in [head, *both]), encoding="utf-8")
+    flags = ("--model", model, "--site", "1", "--epochs", "1")
+    code, _, said = steerlab("fit", "cdas", "--data", str(mixed), *flags, "--out", str(tmp_path / "a.safetensors"))
+    assert code == 0, said
+    assert "it can't be expected to steer" in said
+    _, _, said = steerlab("fit", "cdas", "--data", data, *flags, "--out", str(tmp_path / "b.safetensors"))
+    assert "expected to steer" not in said
 
 
 def test_a_dry_run_tells_what_a_fit_takes_and_writes_nothing(steerlab, model, data, tmp_path):

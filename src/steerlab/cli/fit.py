@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -28,6 +28,8 @@ from .common import (
 HELP = (
     "Fit a steering to contrast data: `steerlab fit METHOD --data FILE --out FILE` (`steerlab fit --help` lists them)."
 )
+
+NO_BETTER = 0.95  # of the divergence without any edit
 
 Data = Annotated[
     str, typer.Option("--data", "-d", help="Contrast data: a file or folder, or pilot:NAME from the corpus.")
@@ -115,8 +117,22 @@ def fit(
         dump(described(steering, out))
     else:
         drawn(steering, out)
+    if warning := _no_better(steering.meta.figures):
+        say(warning)
     say(f"wrote {out}")
     took(meter)
+
+
+def _no_better(figures: Mapping[str, Any]) -> str | None:
+    """A sentence where the clamp that is served brings held-out replies no nearer to the wanted ones than no edit."""
+    told, served = figures.get("divergence"), figures.get("divergence_served")
+    if not told or served is None or served < NO_BETTER * told["unsteered"]:
+        return None
+    return (
+        f"warning: on held-out pairs this leaves {served / told['unsteered']:.2f} of the divergence, and no edit at all leaves"
+        " 1: it can't be expected to steer. Try another block (--site), more pairs, --rank 1, or look at the pairs with"
+        " `steerlab data check`."
+    )
 
 
 def _command(name: str, cls: type[Any]) -> Callable[..., None]:
