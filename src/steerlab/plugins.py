@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from .contrast import Contrast
 
-FOLDERS = {"methods": "Method", "data.readers": "Reader"}  # folder -> the base class that its files specialise
+# folder -> the base class that its files specialise
+FOLDERS = {"methods": "Method", "data.readers": "Reader", "exports": "Format", "verify": "Target"}
 
 
 @cache
@@ -75,7 +76,7 @@ def read_contrast(path: str | PathLike[str], *, layout: str | None, concept: str
 
 
 def _noun(folder: str) -> str:
-    return {"methods": "method", "data.readers": "layout"}.get(folder, folder)
+    return {"methods": "method", "data.readers": "layout", "exports": "format", "verify": "engine"}.get(folder, folder)
 
 
 @cache
