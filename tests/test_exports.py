@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
 import zipfile
 
 import pytest
@@ -401,9 +403,44 @@ def test_lm_evals_file_names_modules_and_actions(draw, tmp_path):
     }  # fmt: skip
     for bad in (
         (made.scaled(0.5),),
-        (shift(0, draw), shift(1, draw)),
         (made, shift(0, draw, "mlp")),
         (shift(1, draw, "heads"),),
     ):
         with pytest.raises(sl.UnsupportedError):
             exports.write(sl.Steering(bad), path, "lm_eval", engine=engine)
+
+
+HARNESS = """
+import sys, torch
+from lm_eval.models.hf_steered import SteeredModel
+folder, steer, rows, out = sys.argv[1:]
+model = SteeredModel(pretrained=folder, steer_path=steer, device="cpu", dtype="float32")
+torch.save(model._model_call(torch.load(rows)), out)
+"""
+
+
+@pytest.mark.parametrize("what", ["add", "clamp"])
+def test_the_harness_itself_gives_the_hooks_logits(what, draw, tmp_path):
+    python = os.environ.get("STEERLAB_LMEVAL")
+    if not python:
+        pytest.skip("lm-evaluation-harness isn't installed: `make test-lm-eval` installs it and runs this")
+    engine = tiny.engine()
+    q = unit(draw)
+    clamped = sl.Intervention(sl.Site(1), sl.Clamp(q, torch.tensor([2.0]), torch.tensor([-1.0])), sl.ALL)
+    made = (shift(0, draw), shift(2, draw)) if what == "add" else (clamped, ablation(2, q, part="mlp"))
+    steering = sl.Steering(made)
+    engine.model.save_pretrained(tmp_path / "model")
+    engine.tokenizer.save_pretrained(tmp_path / "model")
+    exports.write(steering, tmp_path / "s.pt", "lm_eval", engine=engine)
+    ids = torch.randint(8, 90, (2, 9), generator=draw)
+    torch.save(ids, tmp_path / "rows.pt")
+    words = [python, "-c", HARNESS, *(str(tmp_path / n) for n in ("model", "s.pt", "rows.pt", "out.pt"))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with torch.no_grad(), engine.steer(steering):
+        hooked = engine.model(ids).logits
+    with torch.no_grad():
+        bare = engine.model(ids).logits
+    got = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert float((got - hooked).abs().max()) <= 1e-5
+    assert float((got - bare).abs().max()) > 1e-2

@@ -1,9 +1,9 @@
 """lm-evaluation-harness's `steered` model: `lm_eval --model steered --model_args pretrained=M,steer_path=FILE.pt`.
 
 A dictionary of module names below `model.base_model`; `add` adds a vector to the module's output, `clamp` sets the
-coordinate along one, both at every token (padding, too, which a causal mask hides). One entry a module, `bias` None (an
-`add` with one fails there). Releases whose `add` closes over the loop's variables use the last entry for all: where it adds
-at several modules, written are clamps' or one sum only; see `refuses`. The file is a `torch.save`, so it is never read here.
+coordinate along one, both at every token (padding, too, which a causal mask hides), in the model's dtype. One entry a module,
+`bias` None (an `add` with one fails there). Tried with release 0.4.13; there are older ones whose hooks that add all use the
+file's last entry, which is told where it would matter. The file is a `torch.save`, so it is never read here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ class LMEval(Format):
         self.check(steering, engine)
         entries, _ = self._entries(steering, engine)
         _torch.save(entries, path)
-        return Written((path,), tuple(provenance_lost(steering)))
+        lost = provenance_lost(steering)
+        if sum(entry["action"] == "add" for entry in entries.values()) > 1:
+            lost.append(
+                "it adds at several modules: use lm-eval 0.4.13 or newer (in older ones all of these add the last vector)"
+            )
+        return Written((path,), tuple(lost))
 
     def _entries(self, steering: Steering, engine: HFEngine | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
         found, reasons = static(steering, self.name)
@@ -63,11 +68,6 @@ class LMEval(Format):
                 reasons.append(f"two edits act at {where}, and the harness keeps one for each module")
         if not found and not reasons:
             reasons.append("it edits nothing (no intervention with a strength other than 0)")
-        if sum(entry["action"] == "add" for entry in made.values()) and len(made) > 1:
-            reasons.append(
-                f"it edits {len(made)} modules ({', '.join(made)}) and adds at some: the harness's hooks that add all use the"
-                " last entry of the file"
-            )
         return made, reasons
 
 
