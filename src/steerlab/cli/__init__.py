@@ -61,6 +61,7 @@ def build(words: Sequence[str]) -> typer.Typer:
     app.command("import")(export.import_)
     app.command("formats")(export.formats)
     app.command("verify")(export.verify)
+    app.command("push")(export.push)
     app.add_typer(data.app, name="data")
     app.add_typer(pilot.app, name="pilot")
     return app

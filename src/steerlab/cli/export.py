@@ -140,6 +140,21 @@ def import_(
     say(f"wrote {out}")
 
 
+def push(
+    file: Annotated[Path, typer.Argument(help="The steering's file.")],
+    repo: Annotated[str, typer.Argument(help="The repository on the hub: owner/name.")],
+    name: Annotated[str, typer.Option(help="The file's name there.")] = "steering.safetensors",
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, where it is new.")] = False,
+    message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
+    config: Config = None,
+) -> None:
+    """Put a steering and its card on the Hugging Face hub; prints the hf:// name under which every verb takes it."""
+    from ..hub import push_to_hub
+    from ..steering import Steering
+
+    typer.echo(push_to_hub(Steering.load(file), repo, file=name, private=private, message=message))
+
+
 def verify(
     file: Annotated[Path, typer.Argument(help="The steering's file.")],
     on: Annotated[str, typer.Option(help="Engines, with commas between: hf, gguf, baked.")] = "hf",
