@@ -69,7 +69,7 @@ def loaded(folder):
 BAKED = [
     ("llama", "shift"), ("llama", "all"), ("llama", "ablate and embed"), ("llama", "delta"),
     ("qwen2", "ablate"), ("gpt2", "shift"), ("gpt2", "ablate"), ("gemma2", "ablate and embed"), ("phi3", "delta"),
-    ("gpt_neox", "all"),
+    ("gpt_neox", "all"), ("falcon", "shift"), ("mixtral", "delta"),
 ]  # fmt: skip
 
 

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NOTES = "steerlab.json"  # what was changed; and the mark of a folder that may be replaced
-FLAGS = ("mlp_bias", "attention_bias", "use_bias", "attention_out_bias")  # of configurations that give matrices a bias
+FLAGS = (
+    "mlp_bias",
+    "attention_bias",
+    "use_bias",
+    "attention_out_bias",
+    "bias",
+)  # of configurations that give matrices a bias
 
 
 def places(model: PreTrainedModel, biases: Sequence[str], *, untied: bool) -> tuple[Any, set[str]] | str:

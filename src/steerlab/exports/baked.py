@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..edits import AffineMap
+from ..edits import AffineMap, Shift
 from ..engines.hf import HFEngine
 from ..engines.hf_checkpoint import places, save
+from ..positions import ALL
 from ..sites import Site
 from ..steering import Steering
 from .base import Format, Written, provenance_lost, refit
@@ -54,6 +55,8 @@ class Baked(Format):
         return reasons
 
     def instead(self, steering: Steering) -> str | None:
+        if all(i.positions == ALL and isinstance(i.edit, Shift) for i in steering.interventions):
+            return None  # it is what this would fit
         layers = sorted({i.site.layer for i in steering.interventions if i.site.layer is not None}) or [1]
         return refit(steering, "diff_means", ",".join(map(str, layers)))
 
