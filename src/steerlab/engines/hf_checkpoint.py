@@ -103,6 +103,8 @@ def save(
         _shards(part, every, model.dtype, held, changed, shard_bytes)
         write_text(part / NOTES, json.dumps(notes, indent=1) + "\n")
         part.chmod(0o755)
+        for file in part.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             shutil.rmtree(folder)
         part.replace(folder)

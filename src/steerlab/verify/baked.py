@@ -23,7 +23,6 @@ class Baked(Target):
     what: ClassVar[str] = "the baked checkpoint in plain transformers"
 
     def check(self, engine: HFEngine, steering: Steering, probes: Sequence[Probe], options: Options) -> list[Check]:
-        most = self.most(engine, options)
         examples = [p.example for p in probes]
         before = list(engine.logits(examples))
         with tempfile.TemporaryDirectory(prefix="steerlab-") as folder:
@@ -37,6 +36,7 @@ class Baked(Target):
             together = loaded.logprobs(examples)
             cached = _cached(loaded, probes, options)
         same = all(torch.equal(a, b) for a, b in zip(before, engine.logits(examples), strict=True))
+        most, line = self.most(engine, probes, options)
         return [
             within("reference", "the checkpoint has the log-probabilities of the hook", apart(alone, wanted), most),
             within("mixed", "a row in a padded batch is the row alone", apart(together, alone), most),
@@ -44,6 +44,7 @@ class Baked(Target):
             within("cache", "replies decoded with a cache have the log-probabilities of one whole pass", cached, most),
             Check("off", same, "the model that it was made of is bit-identical after the export"),
             Check("template", loaded.template == engine.template, "the checkpoint writes conversations the same way"),
+            line,
         ]
 
 

@@ -93,11 +93,17 @@ class Target(ABC):
     def check(self, engine: HFEngine, steering: Steering, probes: Sequence[Probe], options: Options) -> list[Check]:
         """The checks. Raises `UnsupportedError` where the steering is refused."""
 
-    def most(self, engine: HFEngine, options: Options) -> float:
-        """The largest difference allowed, in nats."""
-        if options.tolerance is not None:
-            return options.tolerance
-        return self.tolerance if engine.model.dtype in (torch.float32, torch.float64) else LOOSE
+    def most(self, engine: HFEngine, probes: Sequence[Probe], options: Options) -> tuple[float, Check]:
+        """The largest difference allowed, in nats, and the line that tells of the bare model's own rounding.
+
+        The engine's tolerance, or three times as far as the bare model's own log-probabilities move between one padded batch
+        and single rows (with none of this package's hooks), where that is more: kernels round by the shape of a batch.
+        """
+        own = rounding(engine, probes)
+        usual = self.tolerance if engine.model.dtype in (torch.float32, torch.float64) else LOOSE
+        line = Check("rounding", None, "the bare model's own, between a padded batch and single rows", own)
+        most = max(usual, min(3 * own, 100 * usual))  # a model that is off by more than that is no measure
+        return (most if options.tolerance is None else options.tolerance), line
 
 
 def probes_of(engine: HFEngine, given: Sequence[Example] | None, texts: Sequence[str], answer: str) -> list[Probe]:
@@ -130,6 +136,21 @@ def scored(logits: Float[Tensor, "t v"], probe: Probe) -> Float[Tensor, " n"]:
     at = torch.arange(probe.prompt_length - 1, len(probe.ids) - 1)
     chosen = torch.tensor(probe.ids[probe.prompt_length :])
     return torch.log_softmax(logits.double(), dim=-1)[at, chosen]
+
+
+def rounding(engine: HFEngine, probes: Sequence[Probe]) -> float:
+    """How far the bare model's log-probabilities in one padded batch, each row twice, are from those of single rows."""
+    rows, width = [p for p in probes for _ in range(2)], max(len(p.ids) for p in probes)
+    ids = torch.tensor([[*p.ids, *[p.ids[0]] * (width - len(p.ids))] for p in rows], device=engine.device)
+    real = torch.tensor([[1] * len(p.ids) + [0] * (width - len(p.ids)) for p in rows], device=engine.device)
+    with torch.no_grad():
+        together = engine.model(input_ids=ids, attention_mask=real, use_cache=False).logits.float().cpu()
+        alone = [
+            engine.model(input_ids=ids[n : n + 1, : len(p.ids)], use_cache=False).logits[0].float().cpu()
+            for n, p in enumerate(rows)
+        ]
+    return apart([scored(t[: len(p.ids)], p) for t, p in zip(together, rows, strict=True)],
+                 [scored(a, p) for a, p in zip(alone, rows, strict=True)])  # fmt: skip
 
 
 def apart(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:

@@ -40,7 +40,6 @@ class GGUF(Target):
     tolerance: ClassVar[float] = 1e-4
 
     def check(self, engine: HFEngine, steering: Steering, probes: Sequence[Probe], options: Options) -> list[Check]:
-        most = self.most(engine, options)
         exports.format_named("gguf").check(steering, engine)
         python = interpreter(options)
         with tempfile.TemporaryDirectory(prefix="steerlab-") as folder:
@@ -55,6 +54,7 @@ class GGUF(Target):
             pairs = [(scored(a, p), scored(b, p)) for a, b, p in zip(ran[name], other, probes, strict=True)]
             return apart([a for a, _ in pairs], [b for _, b in pairs])
 
+        most, line = self.most(engine, probes, options)
         return [
             within("reference", "llama.cpp has the log-probabilities of the hook", off("steered", wanted), most),
             within("logits", "and its logits at every token", apart(ran["steered"], wanted), max(most, 1e-4)),
@@ -67,6 +67,7 @@ class GGUF(Target):
             within("neighbours", "without the vector it is the bare model", off("bare", bare), most),
             within("cache", "read token by token it is read at once", off("steps", ran["steered"]), most),
             within("off", "with the vector taken off it is as before", apart(ran["after"], ran["bare"]), 0.0),
+            line,
         ]
 
 

@@ -23,7 +23,6 @@ class HF(Target):
     what: ClassVar[str] = "the Hugging Face engine (hooks)"
 
     def check(self, engine: HFEngine, steering: Steering, probes: Sequence[Probe], options: Options) -> list[Check]:
-        most = self.most(engine, options)
         engine.accept(steering)
         rows = _mixed(steering, probes)
         together = engine.logprobs([p.example for p, _ in rows], [s for _, s in rows])
@@ -31,6 +30,7 @@ class HF(Target):
         wanted = [_scored(engine, p, s) for p, s in rows]
         examples = [p.example for p in probes]
         off = [list(engine.logits(examples, s)) for s in (None, steering.scaled(0))]
+        most, line = self.most(engine, probes, options)
         return [
             within("reference", "rows at several strengths are what the definition says", apart(alone, wanted), most),
             within("mixed", "a row among rows of other strengths is the row alone", apart(together, alone), most),
@@ -38,6 +38,7 @@ class HF(Target):
             within("cache", CACHED, _cached(engine, steering, probes, options), most),
             within("off", "strength 0 leaves the model bit-identical", apart(*off), 0.0),
             Check("effect", None, "how far it moves a log-probability at most", apart(wanted[::2], wanted[1::2])),
+            line,
         ]  # fmt: skip
 
 
