@@ -26,6 +26,14 @@ test: setup  ## the whole suite, pairwise over architectures, parts and edits
 test-all: setup  ## the same with the full product (many minutes)
 	@time OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --full
 
+test-llamacpp: setup  ## exported control vectors in real llama.cpp, which is compiled first (minutes)
+	@tools/llamacpp $(VENV)-llamacpp
+	@OMP_NUM_THREADS=1 STEERLAB_LLAMACPP=$(abspath $(VENV)-llamacpp)/bin/python $(BIN)/python -m pytest tests/test_verify.py -k llama_cpp
+
+test-lm-eval: setup  ## exported files in lm-evaluation-harness's own steered model (2 GB)
+	@tools/lm-eval $(VENV)-lmeval
+	@OMP_NUM_THREADS=1 STEERLAB_LMEVAL=$(abspath $(VENV)-lmeval)/bin/python $(BIN)/python -m pytest tests/test_exports.py -k harness
+
 mutants: setup  ## break things on purpose and see that the laws catch each
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 

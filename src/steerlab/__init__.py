@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         SteerlabError,
         UnsupportedError,
     )
+    from .hub import push_to_hub
     from .judges.base import Judge, Score
     from .loading import load, read_concepts, read_data, read_prompts
     from .methods.base import Method, method
@@ -81,6 +82,7 @@ _HOMES = {
         "ArtefactError", "ConfigError", "DataError", "EditError", "JudgeError", "SiteError", "SteerlabError",
         "UnsupportedError",
     ),
+    "hub": ("push_to_hub",),
     "judges.base": ("Judge", "Score"),
     "loading": ("load", "read_concepts", "read_data", "read_prompts"),
     "methods.base": ("Method", "method"),
@@ -100,8 +102,8 @@ __all__ = [  # noqa: RUF022  (plain order, the version last)
     "Generator", "HFEngine", "Intervention", "Judge", "JudgeError", "LAST_PROMPT", "Message", "Meta", "Method",
     "NOT_TEMPLATE", "Network", "OneSided", "PROMPT", "PointTo", "Positions", "Prompt", "Push", "Reply", "Rotate", "Runner",
     "Sampling", "Scale", "Score", "Shift", "Site", "SiteError", "Steering", "SteerlabError", "Trainable", "Transport",
-    "UnsupportedError", "Window", "first", "gated", "last", "load", "method", "read_concepts", "read_data", "read_prompts",
-    "__version__",
+    "UnsupportedError", "Window", "first", "gated", "last", "load", "method", "push_to_hub", "read_concepts", "read_data",
+    "read_prompts", "__version__",
 ]  # fmt: skip
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from .contrast import Contrast
 
-FOLDERS = {"methods": "Method", "data.readers": "Reader"}  # folder -> the base class that its files specialise
+# folder -> the base class that its files specialise
+FOLDERS = {"methods": "Method", "data.readers": "Reader", "exports": "Format", "verify": "Target"}
 
 
 @cache
@@ -74,8 +75,15 @@ def read_contrast(path: str | PathLike[str], *, layout: str | None, concept: str
     return importlib.import_module("steerlab.data").read(path, layout=layout, concept=concept)
 
 
+def brought(path: str | PathLike[str]) -> str | PathLike[str]:
+    """A path as it is; a name on the hub (`hf://owner/name`) as the path of the file, fetched."""
+    if not str(path).startswith("hf:/"):
+        return path
+    return importlib.import_module("steerlab.hub").fetched(path)
+
+
 def _noun(folder: str) -> str:
-    return {"methods": "method", "data.readers": "layout"}.get(folder, folder)
+    return {"methods": "method", "data.readers": "layout", "exports": "format", "verify": "engine"}.get(folder, folder)
 
 
 @cache

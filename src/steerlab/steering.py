@@ -263,12 +263,12 @@ class Steering:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
-        """Read a file that `save` wrote; older formats are migrated.
+        """Read a file that `save` wrote, or one on the hub (`hf://owner/name`); older formats are migrated.
 
         Raises `ArtefactError` for an unreadable file, an unknown kind or a newer format. Whether it fits a model is
         asked when it meets one (`Runner.refuses`).
         """
-        document, tensors = artefact.read(path)
+        document, tensors = artefact.read(plugins.brought(path))
         if "generator" in document:
             raise ArtefactError(
                 f"{path} is a generator, which writes steerings from descriptions; have it write one:"

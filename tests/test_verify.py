@@ -1,0 +1,350 @@
+"""`verify` passes what is right and catches what is wrong: each fault here was planted on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import steerlab as sl
+from steerlab import cli, exports, plugins
+from steerlab.engines import hf_generate, hf_hooks, hf_sites
+from steerlab.exports import linear
+from steerlab.testing import tiny
+from steerlab.verify import verify
+from steerlab.verify.base import Options
+
+WIDTH = 32
+
+
+@pytest.fixture
+def draw():
+    return torch.Generator().manual_seed(3)
+
+
+@pytest.fixture
+def prompts(draw):
+    return [sl.Example.ask(tiny.words(draw, n), answer=tiny.words(draw, 4)) for n in (2, 7, 4)]
+
+
+def shift(draw, positions=sl.ALL):
+    return sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.randn(WIDTH, generator=draw)), positions),))
+
+
+def clamp(draw, positions=sl.NOT_TEMPLATE):
+    return sl.Steering((sl.Intervention(sl.Site(1), sl.Clamp.random(WIDTH, draw), positions),))
+
+
+def failed(receipt):
+    return {c.name for c in receipt.checks if c.passed is False}
+
+
+def mixed(draw):
+    """Several sites, positions, edits and controls, one of them a gate that decides ahead."""
+    gate = sl.Gate(sl.Site(0), torch.randn(WIDTH, generator=draw), 0.0)
+    site, shape = list(tiny.engine().matrices(2).items())[-1]
+    delta = sl.Delta(
+        torch.randn(shape.height, 2, generator=draw) / 9, torch.randn(2, shape.width, generator=draw), symmetric=True
+    )
+    return sl.Steering(
+        (
+            sl.Intervention(sl.Site(1), sl.Clamp.random(WIDTH, draw), sl.first(2) | sl.last(1) | sl.GENERATED),
+            sl.Intervention(sl.Site(2), sl.Push.random(WIDTH, draw), sl.ALL, gate),
+            sl.Intervention(sl.Site(2, "heads", 1), sl.Rotate.random(8, draw), sl.DECODING, replace(gate, held=True)),
+            sl.Intervention(sl.Site(2, "mlp"), sl.Scale.random(WIDTH, draw), sl.PROMPT, replace(gate, ahead=True)),
+            sl.Intervention(site, delta, sl.ALL),
+        )
+    )
+
+
+@pytest.mark.parametrize("make", [shift, clamp, mixed])
+def test_the_engine_passes(make, draw, prompts):
+    (receipt,) = verify(tiny.engine(), make(draw), ["hf"], prompts=prompts)
+    assert receipt.passed, receipt
+    effect = next(c for c in receipt.checks if c.name == "effect")
+    assert effect.passed is None
+    assert effect.value > 1e-2
+
+
+def test_the_checkpoint_passes(draw, prompts):
+    (receipt,) = verify(tiny.engine(), shift(draw), ["baked"], prompts=prompts)
+    assert receipt.passed, receipt
+
+
+def test_a_prompt_is_put_in(draw, prompts):
+    steering = replace(clamp(draw), prompt=sl.Prompt("w1 w2 w3"))
+    (receipt,) = verify(tiny.engine(), steering, ["hf"], prompts=prompts)
+    assert receipt.passed, receipt
+
+
+# --- planted faults --------------------------------------------------------------------------------------------------
+
+EDITED, READY = hf_hooks.Hooks._edited, hf_hooks.Group.ready
+
+
+def off_by_one(monkeypatch):
+    """The block before the one that was meant."""
+    point = hf_sites.Anatomy.point
+
+    def wrong(self, site):
+        return point(self, sl.Site(site.layer - 1) if site.part == "resid" else site)
+
+    monkeypatch.setattr(hf_sites.Anatomy, "point", wrong)
+
+
+def half_stream(monkeypatch):
+    """The edit sees one of two halves that make up the stream."""
+    monkeypatch.setattr(hf_hooks.Hooks, "_edited", lambda self, g, h: h / 2 + EDITED(self, g, h / 2))
+
+
+def strength(change):
+    def planted(monkeypatch):
+        def ready(self, device):
+            rows, given = READY(self, device)
+            return rows, change(given)
+
+        monkeypatch.setattr(hf_hooks.Group, "ready", ready)
+
+    return planted
+
+
+def template_steered(monkeypatch):
+    """The template's head isn't left out."""
+    mask = sl.Positions.mask
+    monkeypatch.setattr(sl.Positions, "mask", lambda self, p, n, head: mask(self, p, n, head * 0))
+
+
+def padding_counts(monkeypatch):
+    """Positions are counted from the row's first column, padding included."""
+
+    def edited(self, group, h):
+        tokens = self.tokens
+        shifted = (
+            torch.arange(tokens.position.shape[1])[None].expand_as(tokens.position)
+            + tokens.position.max(dim=1).values[:, None] * 0
+        )
+        kept = tokens.position
+        if tokens.position.shape[1] > 1:
+            self.tokens = tokens._replace(position=shifted)
+        try:
+            return EDITED(self, group, h)
+        finally:
+            self.tokens = tokens._replace(position=kept)
+
+    monkeypatch.setattr(hf_hooks.Hooks, "_edited", edited)
+
+
+def leaks_to_neighbours(monkeypatch):
+    """Every row of the batch gets the edit of some."""
+
+    def edited(self, group, h):
+        out = EDITED(self, group, h)
+        return h + (out - h).mean(dim=0, keepdim=True)
+
+    monkeypatch.setattr(hf_hooks.Hooks, "_edited", edited)
+
+
+def forgotten_with_a_cache(monkeypatch):
+    """Steered while the prompt is read, not while tokens are decoded one by one."""
+    monkeypatch.setattr(hf_hooks.Hooks, "_edited", lambda self, g, h: h if h.shape[1] == 1 else EDITED(self, g, h))
+
+
+def wrong_dtype(monkeypatch):
+    """The edit is computed in the 16 bits of a model that isn't in 16 bits."""
+
+    def edited(self, group, h):
+        return EDITED(self, group, h.bfloat16()).to(h.dtype)
+
+    monkeypatch.setattr(hf_hooks.Hooks, "_edited", edited)
+
+
+def rows_mixed_up(monkeypatch):
+    """Rows that leave the batch take the wrong steering with them."""
+    monkeypatch.setattr(hf_generate.Plan, "keep", lambda self, rows: None)
+
+
+def always_on(monkeypatch):
+    """Strength 0 runs the edit instead of leaving the activation alone."""
+
+    def edited(self, group, h):
+        return EDITED(self, group, h) + 0 * h + 1e-7
+
+    init = hf_hooks.Plan.__init__
+
+    def wrong(self, steerings):
+        init(
+            self, [s.scaled(1) if s is not None and s.interventions[0].control.value else _least(s) for s in steerings]
+        )
+
+    monkeypatch.setattr(hf_hooks.Plan, "__init__", wrong)
+    monkeypatch.setattr(hf_hooks.Hooks, "_edited", edited)
+
+
+def _least(steering):
+    if steering is None:
+        return None
+    return sl.Steering(tuple(replace(i, control=sl.Constant(1e-3)) for i in steering.interventions))
+
+
+FAULTS = {
+    "off by one layer": (off_by_one, clamp, "reference"),
+    "half of the stream": (half_stream, clamp, "reference"),
+    "wrong sign": (strength(lambda s: -s), shift, "reference"),
+    "strength dropped": (strength(torch.sign), shift, "reference"),
+    "one strength for all rows": (strength(lambda s: s[:1].expand_as(s)), shift, "mixed"),
+    "template steered": (template_steered, clamp, "reference"),
+    "padding counted": (padding_counts, lambda d: clamp(d, sl.first(1) | sl.last(1)), "cache"),
+    "neighbours steered": (leaks_to_neighbours, clamp, "neighbours"),
+    "forgotten with a cache": (forgotten_with_a_cache, shift, "cache"),
+    "wrong dtype": (wrong_dtype, clamp, "reference"),
+    "not off at 0": (always_on, shift, "off"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught(name, monkeypatch, draw, prompts):
+    plant, make, check = FAULTS[name]
+    steering, engine = make(draw), tiny.engine()
+    plant(monkeypatch)
+    (receipt,) = verify(engine, steering, ["hf"], prompts=prompts)
+    assert not receipt.passed
+    assert check in failed(receipt), receipt
+
+
+def test_another_model_is_caught(draw, prompts):
+    theirs = clamp(draw).adopted(tiny.engine("qwen2"))
+    (receipt,) = verify(tiny.engine(), theirs, ["hf"], prompts=prompts)
+    assert not receipt.passed
+    assert "fitted on" in receipt.refused
+
+
+@pytest.mark.parametrize("fault", ["sign", "dropped", "next block"])
+def test_faults_in_the_checkpoint_are_caught(fault, monkeypatch, draw, prompts):
+    found = linear.Change.bias.fget
+    if fault == "next block":
+        module = linear._module
+        monkeypatch.setattr(linear, "_module", lambda one, e: module(one._replace(site=sl.Site(one.site.layer + 1)), e))
+    else:
+        sign = {"sign": -1, "dropped": 0}[fault]
+        monkeypatch.setattr(linear.Change, "bias", property(lambda self: sign * found(self)))
+    (receipt,) = verify(tiny.engine(), shift(draw), ["baked"], prompts=prompts)
+    assert "reference" in failed(receipt)
+
+
+# --- the command, and llama.cpp --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    engine = tiny.engine()
+    engine.model.save_pretrained(folder)
+    engine.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def steerlab(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(w) for w in words])
+        told = capsys.readouterr()
+        return end.value.code or 0, told.out, told.err
+
+    return run
+
+
+def test_the_commands(steerlab, model, draw, tmp_path):
+    made, out, back = tmp_path / "s.safetensors", tmp_path / "v.gguf", tmp_path / "b.safetensors"
+    shift(draw).save(made)
+    asked = ("-p", "w1 w2 w3 w4", "-p", "w5")
+    code, shown, said = steerlab("export", "gguf", made, "--out", out, "-s", "0.5")
+    assert code == 0, said
+    assert str(out) in shown
+    assert "0.5 is folded" in said
+    code, shown, said = steerlab("import", out, "--out", back, "--model", model, "--json")
+    assert code == 0, said
+    assert json.loads(shown)["interventions"][0]["where"] == "resid@1"
+    code, shown, said = steerlab("verify", back, "--model", model, "--on", "hf,baked", *asked, "--json")
+    assert code == 0, said
+    told = json.loads(shown)
+    assert told["passed"]
+    assert [r["engine"] for r in told["receipts"]] == ["hf", "baked"]
+    clamp(draw).save(tmp_path / "c.safetensors")
+    code, shown, _ = steerlab("verify", tmp_path / "c.safetensors", "--model", model, "--on", "hf,baked", *asked)
+    assert code == 1
+    assert "hf: PASSED" in shown
+    assert "baked: FAILED" in shown
+    code, _, said = steerlab("export", "gguf", made, "--out", out)
+    assert code == 2
+    assert "--force" in said
+    code, _, said = steerlab("verify", made, "--model", model, "--on", "vlm", *asked)
+    assert code == 2
+    assert "no engine called" in said
+    code, shown, _ = steerlab("formats", "--json")
+    assert {row["name"] for row in json.loads(shown)} == set(exports.formats())
+
+
+def test_every_format_is_on_the_page():
+    page = (Path(__file__).parents[1] / "docs" / "exports.md").read_text(encoding="utf-8")
+    for name in plugins.names("exports"):
+        assert f"`{name}`" in page
+
+
+def llamacpp():
+    """A Python that has llama-cpp-python, or a skip that says how to get one."""
+    named = os.environ.get("STEERLAB_LLAMACPP")
+    if not named:
+        pytest.skip("llama.cpp isn't installed: `make test-llamacpp` builds it and runs this")
+    return Options(llamacpp=named)
+
+
+@pytest.fixture(params=["tiny", "pilot"])
+def real(request):
+    return tiny.engine() if request.param == "tiny" else sl.load("pilot")
+
+
+def test_llama_cpp_gives_the_hooks_logits(real, draw):
+    options = llamacpp()
+    width, last = real.width(sl.Site(0)), real.depth - 1
+    scale = 3.0 if width > WIDTH else 1.0
+    made = [
+        sl.Intervention(sl.Site(n), sl.Shift(scale * torch.randn(width, generator=draw) / width**0.5), sl.ALL)
+        for n in (1, last)
+    ]
+    asked = [sl.Example.ask(text, answer="w7 w8 w9") for text in ("w1 w2", "w3 w4 w5 w6 w7 w8 w9", "w5 w1 w4")]
+    (receipt,) = verify(real, sl.Steering(tuple(made)).scaled(-0.7), ["gguf"], prompts=asked, options=options)
+    assert receipt.passed, receipt
+    assert {c.name for c in receipt.checks} >= {"reference", "logits", "neighbours", "cache", "mixed", "off"}
+
+
+@pytest.mark.parametrize("fault", ["one layer late", "sign"])
+def test_llama_cpp_shows_a_wrong_file(fault, monkeypatch, draw, prompts):
+    options = llamacpp()
+    written = exports._gguf.write
+
+    def wrong(path, tensors, metadata, kind):
+        late = {f"direction.{int(n.split('.')[1]) + 1}": t for n, t in tensors.items()}
+        written(path, late if fault == "one layer late" else {n: -t for n, t in tensors.items()}, metadata, kind)
+
+    monkeypatch.setattr(exports._gguf, "write", wrong)
+    (receipt,) = verify(tiny.engine(), shift(draw), ["gguf"], prompts=prompts, options=options)
+    assert failed(receipt) >= {"reference", "logits"}
+
+
+def test_llama_cpp_refuses_a_block_0(tmp_path, draw):
+    from steerlab.verify._llama_model import write_model
+    from steerlab.verify.gguf import run
+
+    options = llamacpp()
+    made = sl.Steering((sl.Intervention(sl.Site(0), sl.Shift(torch.randn(WIDTH, generator=draw)), sl.ALL),))
+    exports.write(made, tmp_path / "v.gguf", "repeng")  # which has a block 0
+    write_model(tiny.engine(), tmp_path / "m.gguf")
+    with pytest.raises(sl.ArtefactError, match=r"direction\.0"):
+        run(options.llamacpp, tmp_path / "m.gguf", tmp_path / "v.gguf", [[1, 5, 9]], tmp_path)
