@@ -11,6 +11,7 @@ laws find it by itself.
 """
 
 from .base import TWO_SIDED, UNIT, AffineMap, Domain, Edit, Strength, kinds
+from .checks import TOLERANCE
 from .learned import ACTIVATIONS, SLOPES, Adapter, Descend, Rule, Transport
 from .linear import Ablate, Affine, Clamp, Push, Scale, Shift
 from .plane import PointTo, Rotate
@@ -19,6 +20,7 @@ from .wrapped import OneSided
 __all__ = [
     "ACTIVATIONS",
     "SLOPES",
+    "TOLERANCE",
     "TWO_SIDED",
     "UNIT",
     "Ablate",
