@@ -380,7 +380,21 @@ def test_uploads_that_arent_steerings_of_this_model_are_refused(server, engine, 
     huge = made(engine, Shift(torch.full((32,), 2e38)))
     refused(upload(saved(huge + huge, tmp_path)), 400, "strength 1", "NaN or infinite")
     assert "bad" not in [row["name"] for row in server.ask("GET", "/v1/steerings").json()["data"]]
-    for name in ("base", "a b", "..%2fx", "a%2f..%2fb", "%00", "x" * 65, ".hidden", "a..b", "ü", "a+b", "a*b", "-a"):
+    for name in (
+        "base",
+        "a b",
+        "..%2fx",
+        "a%2f..%2fb",
+        "%00",
+        "x" * 65,
+        ".hidden",
+        "a..b",
+        "ü",
+        "a+b",
+        "a*b",
+        "-a",
+        "deadbeef",
+    ):
         refused(upload(good, name), 404 if "%2f" in name else 400)
     assert not [p for p in server.service.settings.store.iterdir() if p.name.startswith(".")]
 
@@ -531,6 +545,22 @@ def test_logs_are_json_lines_without_prompts(engine, tmp_path, caplog):
         assert rows[0]["tokens"] <= 2
         assert any(secret in line for line in lines) == prompts
         here.close()
+
+
+def test_pages_of_named_origins_may_call(engine, tmp_path):
+    here = Here(engine, tmp_path, cors=("https://a.example",))
+
+    def preflight(origin):
+        asks = {
+            "origin": origin,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "content-type",
+        }
+        return here.ask("OPTIONS", "/v1/chat/completions", headers=asks)
+
+    assert preflight("https://a.example").headers["access-control-allow-origin"] == "https://a.example"
+    assert "access-control-allow-origin" not in preflight("https://b.example").headers
+    here.close()
 
 
 def test_paths_and_methods_that_arent_there(server):

@@ -18,6 +18,7 @@ from .metrics import Metrics
 from .problems import Problem, body
 
 log = logging.getLogger("steerlab.serve")
+LONGEST, HEADERS, MOST = 8 << 10, 32 << 10, 100  # bytes of an address and of headers, and how many of these
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/steerings", "/metrics", "/health", "/ready")
 
 
@@ -78,7 +79,10 @@ class Guard:
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            if problem := _flood(scope):
+                await as_problem(problem)(scope, receive, sending)
+            else:
+                await self._app(scope, receive, sending)
         except Exception:
             log.error("a request failed", exc_info=True, extra={"told": {"id": name}})
             if not status:
@@ -92,6 +96,18 @@ class Guard:
             self._metrics.seconds.note(seconds, route)
             facts = {"id": name, "method": str(scope["method"])[:16], "route": route, "status": status}
             log.info("request", extra={"told": {**facts, "seconds": round(seconds, 4), **told}})
+
+
+def _flood(scope: Scope) -> Problem | None:
+    """More of a path or of headers than any client needs (the parser bounds only what comes in pieces)."""
+    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > LONGEST:
+        return Problem(414, f"the address has more than {LONGEST} bytes.", "too_large")
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > HEADERS or len(scope["headers"]) > MOST:
+        return Problem(
+            431, f"the headers have {size} bytes; at most {HEADERS} and {MOST} of them are read.", "too_large"
+        )
+    return None
 
 
 class JsonLines(logging.Formatter):

@@ -19,12 +19,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import ConfigError
 from .app import app_of
-from .guard import log_lines
+from .guard import HEADERS, log_lines
 from .service import Service
 from .settings import LOOPBACK
 
 log = logging.getLogger("steerlab.serve")
-HEADERS = 32 << 10  # bytes of a request's line and headers
 CONNECTIONS = 2048
 
 

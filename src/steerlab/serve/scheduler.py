@@ -137,6 +137,8 @@ class Scheduler:
         with self._wake:
             for job in jobs:
                 job.cancelled = True
+            if any(job.cancelled for job in self._waiting):
+                self._waiting = deque(job for job in self._waiting if not job.cancelled)
             self._wake.notify()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
@@ -199,6 +201,7 @@ class Scheduler:
     def _admit(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
+        began = time.monotonic()
         try:
             rows = self._running.admit([job.ask for job in jobs])
         except Exception:
@@ -214,6 +217,7 @@ class Scheduler:
         now = time.monotonic()
         for job, row in zip(jobs, rows, strict=True):
             job.row = row
+            self._metrics.queued.note(began - job.asked_at)
             self._metrics.first.note(now - job.asked_at)
             self._metrics.tokens.add("prompt", by=len(row.prompt.ids))
         self._jobs += jobs

@@ -25,6 +25,7 @@ from ..steering import Steering
 from .problems import Problem
 
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?", re.ASCII)
+DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 RESERVED = ("base",)
 HEADER = 512 << 10  # bytes of a safetensors header; a steering's is a few kilobytes
 INTERVENTIONS = 512
@@ -186,10 +187,10 @@ class Store:
 
 def check_name(name: str) -> None:
     """Raise `Problem` 400 for what can't be a steering's name."""
-    if not NAME.fullmatch(name) or ".." in name or name.lower() in RESERVED:
+    if not NAME.fullmatch(name) or ".." in name or name.lower() in RESERVED or DIGEST.fullmatch(name):
         raise Problem(
-            400, f"a steering can't be called {name[:80]!r}; expected 1 to 64 letters, digits, '_', '.' and '-', not at an end,"
-            " and not 'base'.", "bad_name",
+            400, f"a steering can't be called {name[:80]!r}; expected 1 to 64 letters, digits, '_', '.' and '-' (these two not at"
+            " an end), not 'base', and nothing that looks like a digest.", "bad_name",
         )  # fmt: skip
 
 
