@@ -76,6 +76,7 @@ class Tally:
     busy: int = 0
     uploads: int = 0
     failed: list[str] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)  # seconds to the first piece of a stream
     memory: list[float] = field(default_factory=list)
 
 
@@ -128,8 +129,10 @@ class Server:
         return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
 
 
-async def said(client: httpx.AsyncClient, item: Item, stream: bool, leave_after: float | None) -> str | None:
-    """The text of an answer; None where this client left before its end."""
+async def said(
+    client: httpx.AsyncClient, item: Item, stream: bool, leave_after: float | None, first: list[float] | None = None
+) -> str | None:
+    """The text of an answer; None where this client left before its end. `first` gets the seconds to its first piece."""
     path = "/v1/chat/completions"
     if not stream:
         try:
@@ -148,6 +151,9 @@ async def said(client: httpx.AsyncClient, item: Item, stream: bool, leave_after:
                 return None
             ended = ended or line == "data: [DONE]"
             if line.startswith("data: {"):
+                if first is not None and not text:
+                    first.append(time.monotonic() - began)
+                    first = None
                 event = json.loads(line[6:])
                 if "error" in event:
                     raise RuntimeError(event["error"]["message"])
@@ -162,7 +168,7 @@ async def ask_on(client, pool, until, rng, tally) -> None:
         item, stream = rng.choice(pool), rng.random() < 0.6
         leaves = rng.uniform(0.05, 2.0) if rng.random() < 0.1 else None
         try:
-            text = await said(client, item, stream, leaves)
+            text = await said(client, item, stream, leaves, tally.first)
         except httpx.HTTPStatusError as problem:
             if problem.response.status_code == 429:
                 tally.busy += 1
@@ -331,6 +337,10 @@ def main() -> int:
         f"{len(tally.finished)} finished, {tally.vanished} left, {tally.busy} were told to come again, {tally.uploads} uploads"
     )
     equal, near, wrong = compare(engine, held, tally.finished)
+    if tally.first:
+        first = sorted(tally.first)
+        at = [first[int(q * (len(first) - 1))] for q in (0.5, 0.95)]
+        print(f"time to a stream's first piece: median {at[0]:.2f} s, 95 % within {at[1]:.2f} s")
     print(f"{equal} equal their solo runs, {near} differ from a recorded near-tie on, {len(wrong)} differ otherwise")
     for line in (wrong + tally.failed)[:20]:
         print(" ", line)

@@ -25,7 +25,7 @@ BYTES = "application/octet-stream"
 
 def app_of(service: Service) -> FastAPI:
     """The server of a service, which must have been started."""
-    app = FastAPI(title="steerlab", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="steerlab", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(SteerlabError, _mistake)
     app.add_exception_handler(HTTPException, _http)
