@@ -313,6 +313,29 @@ def test_a_damaged_row_fails_alone(server, engine):
     assert {text_of(r) for r in found[::2]} == {solo(engine, TEXT, None, 7, **drawn())[0].text}
 
 
+def test_a_step_that_fails_is_told_to_all_and_the_next_request_is_served(server, monkeypatch):
+    def broken():
+        monkeypatch.undo()
+        raise RuntimeError("a step that fails")
+
+    monkeypatch.setattr(server.service.scheduler._running, "step", broken)
+    refused(server.chat(TEXT, n=2, **DRAWN), 500, "the server's log says why")
+    assert server.chat(TEXT, **DRAWN).status_code == 200
+
+
+def test_where_the_models_thread_ends_whoever_waits_is_told(engine, tmp_path, monkeypatch):
+    here = Here(engine, tmp_path)
+
+    def broken(jobs):
+        raise RuntimeError("nobody expects this")
+
+    monkeypatch.setattr(here.service.scheduler, "_tell", broken)
+    refused(here.chat(TEXT, **DRAWN), 503, "has ended")
+    assert here.ask("GET", "/health").status_code == 503
+    refused(here.chat(TEXT, **DRAWN), 503)
+    here.close()
+
+
 def test_a_prompt_arm_needs_a_chat(server, engine):
     asks = Steering(prompt=Prompt("w9 w10"), meta=shift(engine, 1).meta)
     assert put(server, "asks", asks).status_code == 201

@@ -132,6 +132,8 @@ class Renderer:
         # only the roles matter: what stands before the first text can't depend on the texts
         key = (messages[0].role, messages[-1].role, len(messages))
         if key not in self._heads:
+            if len(self._heads) >= self._kept:
+                self._heads.clear()
             first, rest = messages[0], messages[1:]
             self._heads[key] = (
                 self._ids([replace(first, content="a"), *rest]),

@@ -96,8 +96,8 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether the thread runs and goes on."""
+        return self._thread.is_alive() and not self._stopped
 
     @property
     def running(self) -> int:
@@ -121,7 +121,7 @@ class Scheduler:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take replies in, all or none. Raises `Problem` 429 where too many wait, 503 where the server ends."""
         with self._wake:
-            if self._stopped or not self._thread.is_alive():
+            if not self.alive:
                 raise Problem(503, "the server is ending; ask another one.", "ending", after=5)
             room = self._settings.rows + self._settings.waiting - self.waiting - self.running
             if len(jobs) > room:
@@ -145,7 +145,7 @@ class Scheduler:
         """Run something between two steps, with the model to itself."""
         future: Future[T] = Future()
         with self._wake:
-            if self._stopped or not self._thread.is_alive():
+            if not self.alive:
                 raise Problem(503, "the server is ending; ask another one.", "ending", after=5)
             self._calls.append((function, future))
             self._wake.notify()
@@ -154,12 +154,28 @@ class Scheduler:
     # --- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._turns()
+        except Exception:
+            log.critical("the model's thread has ended; the server answers no more", exc_info=True)
+        with self._wake:
+            self._stopped = True
+        over = Problem(503, "the server has ended.", "ending", after=5)
+        for job in [*self._jobs, *self._waiting]:
+            job.tell(Failed(over))
+        for _, future in self._calls:
+            future.set_exception(over)
+        self._jobs, self._waiting = [], deque()
+        self._running.clear()
+
+    def _turns(self) -> None:
+        """What there is to do, in turn, until the end."""
         while True:
             with self._wake:
                 while not (self._waiting or self._jobs or self._calls or self._stopped):
                     self._wake.wait()
                 if self._stopped:
-                    break
+                    return
                 calls, self._calls = self._calls, deque()
             for function, future in calls:
                 try:
@@ -170,12 +186,6 @@ class Scheduler:
             if self._jobs:
                 self._step()
             self._admit(self._taken())
-        over = Problem(503, "the server has ended.", "ending", after=5)
-        for job in [*self._jobs, *self._waiting]:
-            job.tell(Failed(over))
-        for _, future in self._calls:
-            future.set_exception(over)
-        self._running.clear()
 
     def _drop(self) -> None:
         gone = [job for job in self._jobs if job.cancelled]
