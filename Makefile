@@ -82,6 +82,12 @@ hypersteer: setup  ## a generator of vectors on topics that it never saw, beside
 sweep-proof: setup  ## a sweep killed ten times, and one on Ray, end as an undisturbed one (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep_proof.py
 
+soak: setup  ## the server under 64 mixed streams for five minutes, every answer compared with its solo run
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
+
+hostile: setup  ## five hundred hostile requests of each kind against the server
+	@STEERLAB_HOSTILE=500 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_serve_hostile.py
+
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py
 

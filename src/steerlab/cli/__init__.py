@@ -32,7 +32,7 @@ def _steerlab(
 
 def build(words: Sequence[str]) -> typer.Typer:
     """The command line for these words: the flags of methods need their dataclasses, and are built for `fit` alone."""
-    from . import data, demo, evaluate, export, fit, gate, generate, generator, pilot, show, sweep
+    from . import data, demo, evaluate, export, fit, gate, generate, generator, pilot, serve, show, sweep
 
     app = typer.Typer(
         name="steerlab",
@@ -56,6 +56,7 @@ def build(words: Sequence[str]) -> typer.Typer:
         app.command("sweep", help=sweep.HELP)(sweep.sweep)
     app.command("gate")(gate.gate)
     app.add_typer(generator.group(words[1:] if words[:1] == ["generator"] else ()), name="generator")
+    app.command("serve")(serve.serve)
     app.command("show")(show.show)
     app.command("export")(export.export)
     app.command("import")(export.import_)

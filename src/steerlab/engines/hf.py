@@ -43,7 +43,7 @@ from .base import (
 )
 from .head import Head
 from .hf_follow import Follower
-from .hf_generate import Decoder, Row
+from .hf_generate import Decoder, Row, piece, reply
 from .hf_head import apart, find_head, head_at, narrowed, narrows, packs
 from .hf_hooks import Enough, Hooks, Plan, refuse_compiled
 from .hf_model import ends, identity, no_bars, shape, sketch, text_config
@@ -238,9 +238,9 @@ class HFEngine(Trainable):
         rows = self._decoding_rows(prompts, steerings, sampling)
         with progress.task("generating", len(rows)) as bar:
             for batch in self._by_length(rows):
-                for moved in self._steps(batch, sampling):
+                for moved in self._steps(batch):
                     bar.advance(sum(row.finish is not None for row in moved))
-        return [self._reply(row) for row in rows]
+        return [reply(row, self.renderer) for row in rows]
 
     def stream(
         self,
@@ -249,11 +249,9 @@ class HFEngine(Trainable):
         sampling: Sampling = Sampling(),  # noqa: B008
     ) -> Iterator[Piece]:
         rows = self._decoding_rows(prompts, steerings, sampling)
-        hold = max((len(s) for s in sampling.stop), default=1) - 1
         for batch in self._by_length(rows):
-            for moved in self._steps(batch, sampling):
-                for row in moved:
-                    yield from self._pieces(row, hold)
+            for moved in self._steps(batch):
+                yield from (p for row in moved if (p := piece(row, self.renderer)) is not None)
 
     def logprobs(self, examples: Sequence[Example], steerings: Steerings = None) -> list[Tensor]:
         found: list[Tensor] = []
@@ -390,7 +388,8 @@ class HFEngine(Trainable):
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @property
-    def _pad(self) -> int:
+    def pad(self) -> int:
+        """The id that padding is written with."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if isinstance(pad, int) else (self.renderer.ends[0] if self.renderer.ends else 0)
 
@@ -423,7 +422,7 @@ class HFEngine(Trainable):
 
     def _padded(self, whole: Sequence[Sequence[int]], prompts: Sequence[int], heads: Sequence[int]) -> Batch:
         width = max(map(len, whole))
-        ids = torch.full((len(whole), width), self._pad)
+        ids = torch.full((len(whole), width), self.pad)
         position = torch.full((len(whole), width), -1)
         for n, row in enumerate(whole):
             here = slice(width - len(row), width) if self.padding == "left" else slice(0, len(row))
@@ -518,7 +517,7 @@ class HFEngine(Trainable):
                     " room for at least one token of reply. Shorten the prompt."
                 )
             generator = torch.Generator().manual_seed(seed)
-            rows.append(Row(n, rendered, steering, generator, min(sampling.max_new_tokens, room)))
+            rows.append(Row(n, rendered, steering, generator, min(sampling.max_new_tokens, room), sampling))
         return rows
 
     def _by_length(self, rows: list[Row]) -> Iterator[list[Row]]:
@@ -527,24 +526,8 @@ class HFEngine(Trainable):
         for start in range(0, len(ordered), self.batch_size):
             yield ordered[start : start + self.batch_size]
 
-    def _steps(self, rows: list[Row], sampling: Sampling) -> Iterator[list[Row]]:
-        return Decoder(self.model, self.anatomy, self.renderer, rows, sampling, chunk=self.chunk, pad=self._pad).steps()
-
-    def _reply(self, row: Row) -> Reply:
-        ended = bool(row.ids) and row.ids[-1] in self.renderer.ends
-        ids = tuple(row.ids[:-1] if ended else row.ids)
-        text = row.text if row.finish == "stop" and not ended else self.renderer.text(ids)
-        return Reply(text, ids, row.finish or "length", len(row.prompt.ids), tuple(row.logprobs))
-
-    def _pieces(self, row: Row, hold: int) -> Iterator[Piece]:
-        """What is new and certain: a half-written character, or what may become a stop string, is held back."""
-        text = self._reply(row).text
-        if row.finish is None:
-            text = text[: len(text) - hold] if hold else text
-            text = text.rstrip("\ufffd")
-        if len(text) > row.told or row.finish is not None:
-            yield Piece(row.number, text[row.told :], row.finish)
-            row.told = max(row.told, len(text))
+    def _steps(self, rows: list[Row]) -> Iterator[list[Row]]:
+        return Decoder(self.model, self.anatomy, self.renderer, rows, chunk=self.chunk, pad=self.pad).steps()
 
 
 def _without_prompts(steerings: Sequence[Steering | None], why: str) -> None:

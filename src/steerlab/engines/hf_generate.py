@@ -16,34 +16,55 @@ from torch import Tensor
 
 from ..controls import Tokens
 from ..errors import DataError
+from ..sites import Site
 from ..steering import Steering
-from .base import Finish, Sampling
-from .hf_hooks import Hooks, Plan
+from .base import Finish, Piece, Reply, Sampling
+from .hf_hooks import Hooks, Plan, Tally
 from .hf_sites import Anatomy, quiet
+from .readout import Readout
 from .render import Rendered, Renderer
+from .spans import Span, inside
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+NOT_FINITE = (
+    "the model's scores are NaN or infinite: it overflows (float16?), its weights are damaged, or the strength"
+    " is far out of range. Try bfloat16 or float32, or a smaller strength."
+)
+
 
 @dataclass
 class Row:
-    """One reply in the making."""
+    """One reply in the making.
+
+    `tops` likeliest tokens are noted at each step; `readouts` are read where each token was predicted; inside of the
+    `unsteered` spans of its text the row is left alone. `problem` says why a row can't go on.
+    """
 
     number: int
     prompt: Rendered
     steering: Steering | None
     generator: torch.Generator
     limit: int
+    sampling: Sampling
+    tops: int = 0
+    readouts: tuple[Readout, ...] = ()
+    unsteered: tuple[Span, ...] = ()
+    opened: str = ""  # a span's beginning that the prompt ends with
     ids: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
+    likeliest: list[list[tuple[int, float]]] = field(default_factory=list[list[tuple[int, float]]])
+    readings: list[tuple[float, ...]] = field(default_factory=list[tuple[float, ...]])
     text: str = ""
     told: int = 0  # characters that have been streamed
+    resting: bool = False
     finish: Finish | None = None
+    problem: str | None = None
 
 
 class Decoder:
-    """Decodes one batch of rows."""
+    """Decodes one batch of rows; with `joinable`, others may join it between steps (its cache then keeps all tokens)."""
 
     def __init__(
         self,
@@ -51,52 +72,90 @@ class Decoder:
         anatomy: Anatomy,
         renderer: Renderer,
         rows: Sequence[Row],
-        sampling: Sampling,
         *,
         chunk: int | None,
         pad: int,
+        joinable: bool = False,
     ) -> None:
         from transformers import DynamicCache
 
-        self._model, self._renderer, self._sampling = model, renderer, sampling
-        self._rows = list(rows)
+        self._model, self._anatomy, self._renderer = model, anatomy, renderer
+        self.rows = list(rows)
         self._chunk, self._pad = chunk, pad
         self._plan = Plan([row.steering for row in rows])
-        self._hooks = Hooks(anatomy, self._plan)
-        self._cache = DynamicCache(config=model.config)
+        self._hooks = self._hooked()
+        self._cache: Any = DynamicCache(config=model.config)
+        self.joinable = joinable and _keeps_all(self._cache)
         self._takes = set(inspect.signature(model.forward).parameters)
         self._device = model.device
 
     def steps(self) -> Iterator[list[Row]]:
         """After each step the rows that got a token, in the order of the batch; rows that end say so in `finish`.
 
-        Nothing stands on the model while the caller has the floor.
+        Nothing stands on the model while the caller has the floor. Raises `DataError` where scores aren't finite.
         """
-        scores = self._prefill()
+        self.begin()
         while True:
-            self._draw(scores)
-            yield list(self._rows)
-            staying = [n for n, row in enumerate(self._rows) if row.finish is None]
-            if not staying:
+            if any(row.problem for row in self.rows):
+                raise DataError(NOT_FINITE)
+            yield list(self.rows)
+            if not self.retire():
                 return
-            if len(staying) < len(self._rows):
-                self._leave(staying)
-            scores = self._step()
+            self.advance()
+
+    def begin(self) -> None:
+        """Read the prompts; every row gets its first token."""
+        self._draw(self._prefill())
+
+    def advance(self) -> None:
+        """One token more for every row; none may have ended."""
+        self._draw(self._step())
+
+    def retire(self) -> bool:
+        """Rows that have ended leave; whether any stay."""
+        staying = [n for n, row in enumerate(self.rows) if row.finish is None]
+        if staying and len(staying) < len(self.rows):
+            self._leave(staying)
+        return bool(staying)
+
+    def join(self, other: Decoder) -> None:
+        """Go on with another batch's rows as well, below these; both are joinable and have begun."""
+        width = max(self._attention.shape[1], other._attention.shape[1])
+        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
+            if mine.is_initialized:
+                mine.keys = torch.cat([_wider(t.keys, width, 2) for t in (mine, theirs)])
+                mine.values = torch.cat([_wider(t.values, width, 2) for t in (mine, theirs)])
+        self._attention = torch.cat([_wider(t._attention, width, 1) for t in (self, other)])
+        self._lengths = torch.cat([self._lengths, other._lengths])
+        self._heads, self._last = torch.cat([self._heads, other._heads]), torch.cat([self._last, other._last])
+        self._plan.join(other._plan, len(self.rows))
+        self.rows += other.rows
+        self._hooks = self._hooked()
+
+    def decisions(self, row: int) -> dict[int, Tally]:
+        """What each control did to a row of the batch so far, by the control's id."""
+        return self._plan.told(row)
+
+    def last_prompt(self, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "b d"]]:
+        """Each row's activations at its last prompt token: what controls that decide ahead look at."""
+        self._hooks = Hooks(self._anatomy, self._plan, collect=sites)
+        self._prefill()
+        return {site: self._hooks.collected[site][:, -1] for site in sites}
 
     # --- the model ------------------------------------------------------------------------------------------------
 
     def _prefill(self) -> Float[Tensor, "b v"]:
         """Left-padded, so that every row's last prompt token is the last column."""
-        width = max(len(row.prompt.ids) for row in self._rows)
-        ids = torch.full((len(self._rows), width), self._pad)
-        position = torch.full((len(self._rows), width), -1)
-        for n, row in enumerate(self._rows):
+        width = max(len(row.prompt.ids) for row in self.rows)
+        ids = torch.full((len(self.rows), width), self._pad)
+        position = torch.full((len(self.rows), width), -1)
+        for n, row in enumerate(self.rows):
             length = len(row.prompt.ids)
             ids[n, width - length :] = torch.tensor(row.prompt.ids)
             position[n, width - length :] = torch.arange(length)
         self._attention = (position >= 0).long().to(self._device)
-        self._lengths = torch.tensor([len(row.prompt.ids) for row in self._rows], device=self._device)
-        self._heads = torch.tensor([row.prompt.head for row in self._rows], device=self._device)
+        self._lengths = torch.tensor([len(row.prompt.ids) for row in self.rows], device=self._device)
+        self._heads = torch.tensor([row.prompt.head for row in self.rows], device=self._device)
         self._last = self._lengths - 1
         size = self._chunk or width
         scores = None
@@ -107,7 +166,7 @@ class Decoder:
         return scores
 
     def _step(self) -> Float[Tensor, "b v"]:
-        ids = torch.tensor([[row.ids[-1]] for row in self._rows])
+        ids = torch.tensor([[row.ids[-1]] for row in self.rows])
         self._last = self._last + 1
         self._attention = torch.cat([self._attention, torch.ones_like(self._attention[:, :1])], dim=1)
         return self._forward(ids, self._last[:, None], self._attention.shape[1])
@@ -116,6 +175,8 @@ class Decoder:
         ids, position = ids.to(self._device), position.to(self._device)
         self._hooks.tokens = Tokens(ids, position, self._lengths)
         self._hooks.head = self._heads
+        resting = [row.resting for row in self.rows]
+        self._hooks.resting = torch.tensor(resting, device=self._device) if any(resting) else None
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": self._attention[:, :seen]}
         if "position_ids" in self._takes:
             given["position_ids"] = position.clamp(min=0)
@@ -132,42 +193,122 @@ class Decoder:
         self._attention, self._lengths = self._attention[index], self._lengths[index]
         self._heads, self._last = self._heads[index], self._last[index]
         self._plan.keep(staying)
-        self._rows = [self._rows[n] for n in staying]
+        self.rows = [self.rows[n] for n in staying]
+        if self.joinable:
+            self._narrow()
+
+    def _narrow(self) -> None:
+        """Drop the columns that are padding for every row that is left."""
+        spare = self._attention.shape[1] - int(self._attention.sum(dim=1).max())
+        if spare:
+            self._attention = self._attention[:, spare:]
+            for layer in self._cache.layers:
+                if layer.is_initialized:
+                    layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
+
+    def _hooked(self) -> Hooks:
+        wanted = dict.fromkeys(readout.site for row in self.rows for readout in row.readouts)
+        return Hooks(self._anatomy, self._plan, collect=tuple(wanted))
 
     # --- choosing tokens --------------------------------------------------------------------------------------------
 
     def _draw(self, scores: Float[Tensor, "b v"]) -> None:
         logprobs = torch.log_softmax(scores, dim=-1)
-        if bool(logprobs.isnan().any()):
-            raise DataError(
-                "the model's scores are NaN or infinite: it overflows (float16?), its weights are damaged, or the strength"
-                " is far out of range. Try bfloat16 or float32, or a smaller strength."
-            )
-        if self._sampling.temperature == 0:
-            chosen = scores.argmax(dim=-1)
-        else:
-            uniform = torch.stack([torch.rand((), generator=r.generator, dtype=torch.float64) for r in self._rows])
-            chosen = sample(scores, self._sampling, uniform.to(scores.device))
+        damaged = logprobs.isnan().any(dim=-1)
+        if bool(damaged.any()):
+            scores = torch.where(damaged[:, None], 0, scores)
+            for row, bad in zip(self.rows, damaged.tolist(), strict=True):
+                row.problem = NOT_FINITE if bad else row.problem
+        chosen = self._chosen(scores)
         picked = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
-        for row, token, logprob in zip(self._rows, chosen.tolist(), picked, strict=True):
+        for n, (row, token, logprob) in enumerate(zip(self.rows, chosen.tolist(), picked, strict=True)):
+            if row.problem:
+                row.finish = "stop"
+                continue
+            self._note(row, n, logprobs)
             self._add(row, token, logprob)
+            if row.unsteered and row.finish is None:
+                row.resting = inside(row.opened + self._renderer.text(row.ids, special=True), row.unsteered)
+
+    def _chosen(self, scores: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
+        """Each row's next token; rows that are drawn in the same way are drawn together."""
+        ways: dict[tuple[float, int | None, float], list[int]] = {}
+        for n, row in enumerate(self.rows):
+            drawn = row.sampling
+            way = (0.0, None, 1.0) if drawn.temperature == 0 else (drawn.temperature, drawn.top_k, drawn.top_p)
+            ways.setdefault(way, []).append(n)
+        chosen = scores.argmax(dim=-1)
+        for (temperature, _, _), rows in ways.items():
+            if temperature == 0:
+                continue
+            here = torch.tensor(rows, device=scores.device)
+            drawn = [torch.rand((), generator=self.rows[n].generator, dtype=torch.float64) for n in rows]
+            uniform = torch.stack(drawn).to(scores.device)
+            chosen[here] = sample(scores[here], self.rows[rows[0]].sampling, uniform)
+        return chosen
+
+    def _note(self, row: Row, n: int, logprobs: Float[Tensor, "b v"]) -> None:
+        if row.tops:
+            best = logprobs[n].topk(row.tops)
+            row.likeliest.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+        if row.readouts:
+            collected = self._hooks.collected
+            row.readings.append(tuple(float(r(collected[r.site][n, -1])) for r in row.readouts))
 
     def _add(self, row: Row, token: int, logprob: float) -> None:
-        if token in self._renderer.ends:
-            row.finish = "stop"
-            row.ids.append(token)  # taken off again by whoever reads the row: it is no part of the reply
-            row.logprobs.append(logprob)
-            return
         row.ids.append(token)
         row.logprobs.append(logprob)
-        if self._sampling.stop:
+        if token in self._renderer.ends:
+            row.finish = "stop"  # the token is taken off again by whoever reads the row: it is no part of the reply
+            return
+        if row.sampling.stop:
             row.text = self._renderer.text(row.ids)
-            cuts = [at for s in self._sampling.stop if (at := row.text.find(s)) >= 0]
+            cuts = [at for s in row.sampling.stop if (at := row.text.find(s)) >= 0]
             if cuts:
                 row.text, row.finish = row.text[: min(cuts)], "stop"
                 return
         if len(row.ids) >= row.limit:
-            row.finish = "length" if row.limit == self._sampling.max_new_tokens else "context"
+            row.finish = "length" if row.limit == row.sampling.max_new_tokens else "context"
+
+
+def reply(row: Row, renderer: Renderer) -> Reply:
+    """What a row has said, without its end token."""
+    ended = bool(row.ids) and row.ids[-1] in renderer.ends
+    ids = tuple(row.ids[:-1] if ended else row.ids)
+    text = row.text if row.finish == "stop" and row.sampling.stop and not ended else renderer.text(ids)
+    return Reply(text, ids, row.finish or "length", len(row.prompt.ids), tuple(row.logprobs))
+
+
+def piece(row: Row, renderer: Renderer) -> Piece | None:
+    """What is new and certain: a half-written character, or what may become a stop string, is held back."""
+    text = reply(row, renderer).text
+    hold = max((len(s) for s in row.sampling.stop), default=1) - 1
+    if row.finish is None:
+        text = text[: len(text) - hold] if hold else text
+        text = text.rstrip("\ufffd")
+    if len(text) <= row.told and row.finish is None:
+        return None
+    told, row.told = row.told, max(row.told, len(text))
+    return Piece(row.number, text[told:], row.finish)
+
+
+def _keeps_all(cache: Any) -> bool:
+    """Make the cache one whose layers hold every token's keys and values; False where some hold something else.
+
+    A layer that drops what lies outside of its attention window says nothing that the mask doesn't say, too.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return False
+    cache.layers = [DynamicLayer() for _ in cache.layers]
+    return bool(cache.layers)
+
+
+def _wider(t: Tensor, width: int, dim: int) -> Tensor:
+    """Zeros put before what there is along a dimension, up to `width`."""
+    spare = width - t.shape[dim]
+    return t if spare == 0 else torch.cat([t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :])), t], dim)
 
 
 def sample(scores: Float[Tensor, "b v"], sampling: Sampling, uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from .base import EditFunction
 from .hf_sites import Anatomy, Side
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 
 @dataclass
@@ -36,9 +36,11 @@ class Group:
     edit: Edit
     positions: Positions
     control: Control | None
+    key: tuple[Any, ...] = ()
     rows: list[int] = field(default_factory=list[int])
     strengths: list[float] = field(default_factory=list[float])
     _state: State | None = None
+    _tally: Tensor | None = None
     _ready: tuple[Tensor, Tensor] | None = None
 
     def ready(self, device: torch.device) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 1 1"]]:
@@ -62,13 +64,46 @@ class Group:
         strength, self._state = self.control.strength(read, tokens, self._state)
         return strength.expand(*tokens.ids.shape, -1)
 
+    def tally(self, touched: Bool[Tensor, "n t"], acts: Bool[Tensor, "n t"], strength: Float[Tensor, "n t r"]) -> None:
+        """Count what the control has done to each row: tokens it decided on, tokens it acted at, the strengths' sum."""
+        total = torch.where(touched, strength.detach().float().mean(dim=-1), 0).sum(dim=1)
+        told = torch.stack([touched.sum(dim=1).float(), acts.sum(dim=1).float(), total], dim=1)
+        self._tally = told if self._tally is None else self._tally + told
+
+    def told(self, row: int) -> Tally:
+        """What the control has done to a row of the batch so far."""
+        if self._tally is None or row not in self.rows:
+            return Tally(0, 0, 0.0)
+        tokens, acted, total = self._tally[self.rows.index(row)].tolist()
+        return Tally(int(tokens), int(acted), total / tokens if tokens else 0.0)
+
     def keep(self, new: Mapping[int, int]) -> None:
         """Go on with the rows in `new`, under their new numbers."""
         stay = [n for n, row in enumerate(self.rows) if row in new]
         if self._state:
-            self._state = {k: v[torch.tensor(stay, device=v.device)] for k, v in self._state.items()}
+            self._state = {k: v[torch.tensor(stay, dtype=torch.long, device=v.device)] for k, v in self._state.items()}
+        if self._tally is not None:
+            self._tally = self._tally[torch.tensor(stay, dtype=torch.long, device=self._tally.device)]
         self.strengths = [self.strengths[n] for n in stay]
         self.rows, self._ready = [new[self.rows[n]] for n in stay], None
+
+    def join(self, other: Group) -> None:
+        """Go on with another batch's rows as well, whose numbers are this batch's already."""
+        mine, theirs = self._state, other._state
+        if mine is not None and theirs is not None:
+            self._state = {k: torch.cat([v, theirs[k].to(v.device)]) for k, v in mine.items()}
+        if self._tally is not None and other._tally is not None:
+            self._tally = torch.cat([self._tally, other._tally.to(self._tally.device)])
+        self.rows, self.strengths = self.rows + other.rows, self.strengths + other.strengths
+        self._ready = None
+
+
+class Tally(NamedTuple):
+    """What a control did to a row: tokens that it decided on, tokens that it acted at, the mean strength over them."""
+
+    tokens: int
+    acted: int
+    strength: float
 
 
 class Plan:
@@ -89,7 +124,7 @@ class Plan:
                 if value == 0:
                     continue
                 key = (i.site.depth, turn, i.site, id(i.edit), i.positions, id(control))
-                group = groups.setdefault(key, Group(i.site, i.edit, i.positions, control))
+                group = groups.setdefault(key, Group(i.site, i.edit, i.positions, control, key))
                 group.rows.append(row)
                 group.strengths.append(value)
         self.groups = [group for _, group in sorted(groups.items(), key=lambda item: item[0][:2])]
@@ -120,6 +155,22 @@ class Plan:
             group.keep(new)
         self.groups[:], self._at = [g for g in self.groups if g.rows], None
 
+    def join(self, other: Plan, rows: int) -> None:
+        """Go on with another batch's rows below the `rows` of this one; both have run their prompts."""
+        mine = {group.key: group for group in self.groups}
+        for group in other.groups:
+            group.keep({row: row + rows for row in group.rows})
+            if group.key in mine:
+                mine[group.key].join(group)
+            else:
+                self.groups.append(group)
+        self.groups.sort(key=lambda group: group.key[:2])
+        self._at = None
+
+    def told(self, row: int) -> dict[int, Tally]:
+        """What each control has done to a row, by the control's id."""
+        return {g.key[-1]: g.told(row) for g in self.groups if g.control is not None and row in g.rows}
+
 
 class Enough(Exception):
     """Ends a forward pass early."""
@@ -128,7 +179,8 @@ class Enough(Exception):
 class Hooks:
     """Carries edits into the forward passes of one call. `tokens` and `head` must be set before each pass.
 
-    With `only_collect` a pass ends, by `Enough`, as soon as all sites are collected.
+    Rows that `resting` [b] marks are left alone in the next pass by every edit of activations. With `only_collect` a pass
+    ends, by `Enough`, as soon as all sites are collected.
     """
 
     def __init__(
@@ -144,6 +196,7 @@ class Hooks:
         self.collected: dict[Site, Tensor] = {}
         self.tokens: Tokens | None = None
         self.head: Tensor | None = None
+        self.resting: Tensor | None = None
         self._edits = dict(edits or {})
         self._read: dict[Site, Tensor] = {}
         self._collects = set(collect)
@@ -238,13 +291,17 @@ class Hooks:
         rows, strength = group.ready(h.device)
         position, length = self.tokens.position.to(h.device)[rows], self.tokens.prompt_length.to(h.device)[rows]
         touched = group.positions.mask(position, length, self.head.to(h.device)[rows])
+        if self.resting is not None:
+            touched = touched & ~self.resting.to(h.device)[rows][:, None]
         if h.device.type == "cpu" and group.control is None and not bool(touched.any()):
             return h
         mine = h.index_select(0, rows)
         if group.control is not None:
             read = {site: self._read[site].to(h.device).index_select(0, rows) for site in group.control.reads}
             strength = group.controlled(read, Tokens(self.tokens.ids.to(h.device)[rows], position, length))
-            touched = touched & (strength != 0).any(dim=-1)
+            acts = touched & (strength != 0).any(dim=-1)
+            group.tally(touched, acts, strength)
+            touched = acts
         edited = torch.where(touched[..., None], group.edit(mine, strength), mine)
         return edited if group.whole(h.shape[0]) else h.index_copy(0, rows, edited)
 

@@ -35,7 +35,9 @@ class Renderer:
     base models, and is only ever used when asked for. Raises `DataError` for a tokenizer without a chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, ends: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: Template, ends: Sequence[int], *, kept: int = KEPT
+    ) -> None:
         if template not in ("chat", "plain"):
             raise ConfigError(f"the template is {template!r}; expected 'chat' or 'plain'.")
         if template == "chat" and not tokenizer.chat_template:
@@ -44,7 +46,7 @@ class Renderer:
                 " Pass template='plain' (--template plain) to join the messages as plain text, or set"
                 " tokenizer.chat_template."
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._kept = tokenizer, kept
         self.template: Template = template
         self.ends = tuple(dict.fromkeys(ends))
         self._close: int | None = None
@@ -67,7 +69,7 @@ class Renderer:
             if not ids:
                 raise DataError("the prompt has no tokens; expected some text.")
             head = min(_common(ids, other) for other in self._one_letter(messages))
-            if len(self._prompts) >= KEPT:
+            if len(self._prompts) >= self._kept:
                 self._prompts.clear()
             self._prompts[key] = Rendered(ids, min(head, len(ids) - 1))
         return self._prompts[key]
@@ -75,7 +77,7 @@ class Renderer:
     def answer(self, text: str, *, close: bool = True) -> list[int]:
         """The ids of an answer and, unless told otherwise, of the token that closes the assistant's turn."""
         if text not in self._answers:
-            if len(self._answers) >= KEPT:
+            if len(self._answers) >= self._kept:
                 self._answers.clear()
             self._answers[text] = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
         ids = self._answers[text]
@@ -101,9 +103,9 @@ class Renderer:
             self._close = self._find_close()
         return self._close if self._close >= 0 else None
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Ids as text, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+    def text(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Ids as text, special tokens left out unless wanted."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
 
     @property
     def begin(self) -> int | None:
@@ -130,6 +132,8 @@ class Renderer:
         # only the roles matter: what stands before the first text can't depend on the texts
         key = (messages[0].role, messages[-1].role, len(messages))
         if key not in self._heads:
+            if len(self._heads) >= self._kept:
+                self._heads.clear()
             first, rest = messages[0], messages[1:]
             self._heads[key] = (
                 self._ids([replace(first, content="a"), *rest]),

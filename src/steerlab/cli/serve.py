@@ -1,0 +1,67 @@
+"""`steerlab serve`: an OpenAI-compatible server that steers each request on its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from .common import BatchSize, Config, Device, Dtype, Model, Revision, TemplateOption, say
+
+KEY = "STEERLAB_API_KEY"
+
+
+def serve(
+    steering: Annotated[list[Path] | None, typer.Argument(help="Steering files to serve, each under its file's name, beside those in the store.")] = None,
+    store: Annotated[Path, typer.Option(help="Folder that uploaded steerings are kept in.")] = Path("steerings"),
+    host: Annotated[str, typer.Option(help="Address; other than this machine's own it takes keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    keys: Annotated[Path | None, typer.Option(help="YAML file `keys: [{name, key or sha256, scopes: [use, upload, admin]}]`; the variable STEERLAB_API_KEY is an admin key.")] = None,
+    model: Model = "pilot",
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    template: TemplateOption = "chat",
+    batch_size: BatchSize = 64,
+    waiting: Annotated[int, typer.Option(min=0, help="Replies that may wait beyond these; more get 429.")] = 256,
+    most_tokens: Annotated[int, typer.Option(min=1, help="Longest reply that may be asked for.")] = 1024,
+    prefill: Annotated[int, typer.Option(min=1, help="Prompt tokens read between two steps of running replies.")] = 4096,
+    body: Annotated[int, typer.Option(min=1, help="Largest request, in bytes.")] = 1 << 20,
+    upload: Annotated[int, typer.Option(min=1, help="Largest steering, in bytes.")] = 16 << 20,
+    stored: Annotated[int, typer.Option(min=0, help="Steerings that are kept.")] = 1000,
+    rate: Annotated[float, typer.Option(min=0, help="Requests a minute and key; 0: as many as come.")] = 0.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take, waiting included.")] = 120.0,
+    patience: Annotated[float, typer.Option(help="Seconds that a client has for its headers, and for its body.")] = 10.0,
+    drain: Annotated[float, typer.Option(help="Seconds that running requests have once the server is told to end.")] = 60.0,
+    cors: Annotated[list[str] | None, typer.Option(help="Origin whose pages may call, such as https://example.org.")] = None,
+    monitor: Annotated[list[str] | None, typer.Option(help="Steering whose axis is read on every request, for /metrics.")] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False,
+    config: Config = None,
+) -> None:  # fmt: skip
+    """Serve a model over HTTP as OpenAI's interface has it, with a steering for each request."""
+    try:
+        import fastapi  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import uvicorn  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as problem:
+        raise ConfigError(f"the server needs {problem.name}; install steerlab[serve].") from problem
+    from ..loading import load
+    from ..serve.keys import Keys
+    from ..serve.run import serve as run
+    from ..serve.service import Service
+    from ..serve.settings import Settings
+
+    settings = Settings(
+        store=store, rows=batch_size, waiting=waiting, prefill=prefill, most_tokens=most_tokens,
+        default_tokens=min(256, most_tokens), body=body, upload=upload, stored=stored, rate=rate, timeout=timeout,
+        patience=patience, drain=drain, cors=tuple(cors or ()), monitors=tuple(monitor or ()), log_prompts=log_prompts,
+    )  # fmt: skip
+    known = Keys.read(keys, os.environ.get(KEY))
+    say(f"loading {model}")
+    engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+    service = Service(engine, settings, known)
+    for path in steering or ():
+        service.bring(path)
+    run(service, host, port, told=lambda address: say(f"serving {engine.name} on {address}"))

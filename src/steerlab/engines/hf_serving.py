@@ -1,0 +1,188 @@
+"""Continuous batching: replies join and leave one running batch between its steps, each under its own steering.
+
+Each says what it would say alone with the same seed, up to the rounding of kernels by batch shape. Where a model's cache
+can't be joined exactly (a layer keeps something other than every token's keys and values), each admission stays a batch of its
+own, and the batches take turns.
+
+Nothing here is a thread or knows of one; whoever drives it calls from one thread at a time, `Prompts` apart.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..contrast import Message
+from ..errors import DataError, UnsupportedError
+from ..steering import Steering
+from .base import Piece, Reply, Sampling
+from .hf_generate import Decoder, Row, piece, reply
+from .hf_hooks import Tally
+from .readout import Readout
+from .render import Rendered, Renderer
+from .spans import Span
+
+if TYPE_CHECKING:
+    from .hf import HFEngine
+
+KEPT = 64  # prompts that are remembered: a server's are other people's
+
+
+class Prompts:
+    """Writes conversations and texts as ids, on a tokenizer of its own, so that any thread may ask."""
+
+    def __init__(self, engine: HFEngine) -> None:
+        own = copy.deepcopy(engine.tokenizer)
+        self._renderer = Renderer(own, engine.renderer.template, engine.renderer.ends, kept=KEPT)
+        self._lock, self.vocabulary = Lock(), len(own)
+
+    def chat(self, messages: Sequence[Message], steering: Steering | None = None) -> Rendered:
+        """A conversation up to where the assistant begins, a steering's prompt put in. Raises `DataError`."""
+        if steering is not None and steering.prompt is not None:
+            messages = steering.prompt.apply(messages)
+        with self._lock:
+            return self._renderer.prompt(messages)
+
+    def text(self, text: str) -> Rendered:
+        """Plain text to be gone on with, begun as the model's texts begin."""
+        with self._lock:
+            return self.ids(self._renderer.text_ids(text))
+
+    def ids(self, ids: Sequence[int]) -> Rendered:
+        """Ids as they are. Raises `DataError` for none, and for one that the vocabulary lacks."""
+        if not ids:
+            raise DataError("the prompt has no tokens; expected some text.")
+        if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
+            raise DataError(f"the prompt has the token {wrong[0]}; expected ids from 0 to {self.vocabulary - 1}.")
+        return Rendered(list(ids), min(int(ids[0] == self._renderer.begin), len(ids) - 1))
+
+    def told(self, ids: Sequence[int]) -> list[str]:
+        """Each id as text by itself."""
+        with self._lock:
+            return [self._renderer.text([i], special=True) for i in ids]
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """One reply that is wanted. `sampling` has one seed; `tops` likeliest tokens are told beside each token."""
+
+    prompt: Rendered
+    steering: Steering | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    tops: int = 0
+    readouts: tuple[Readout, ...] = ()
+    unsteered: tuple[Span, ...] = ()
+
+
+class Running:
+    """The rows that are being decoded."""
+
+    def __init__(self, engine: HFEngine) -> None:
+        self._engine = engine
+        self._batches: list[Decoder] = []
+
+    def __len__(self) -> int:
+        return sum(len(batch.rows) for batch in self._batches)
+
+    def check(self, ask: Ask) -> None:
+        """Raise what makes it impossible: a prompt that leaves no room, unsteered spans with an edit of weights.
+
+        Any thread may ask. Whether the engine accepts a steering at all is asked before (`HFEngine.accept`).
+        """
+        engine, steering = self._engine, ask.steering
+        if steering is not None and ask.unsteered and any(site.on_weights for site in steering.sites):
+            raise UnsupportedError("an edit of weights acts on every token, so no part of a reply can go unsteered.")
+        if len(ask.prompt.ids) >= engine.context:
+            raise DataError(
+                f"the prompt is {len(ask.prompt.ids)} tokens long, and the model's context holds {engine.context}; expected"
+                " room for at least one token of reply. Shorten the prompt."
+            )
+
+    def admit(self, asks: Sequence[Ask]) -> list[Row]:
+        """Read the prompts of some more; each has its first token. Numbers of rows are places in `asks`."""
+        rows = [self._row(n, ask, steering) for n, (ask, steering) in enumerate(zip(asks, self._decided(asks)))]
+        batch = self._decoder(rows)
+        batch.begin()
+        self._batches.append(batch)
+        return rows
+
+    def step(self) -> list[Row]:
+        """One token more for every row; those that have ended leave before."""
+        self._tidy()
+        for batch in self._batches:
+            batch.advance()
+        return [row for batch in self._batches for row in batch.rows]
+
+    def drop(self, rows: Sequence[Row]) -> None:
+        """These leave before the next step."""
+        for row in rows:
+            row.finish = row.finish or "stop"
+        self._tidy()
+
+    def clear(self) -> None:
+        """All leave, whatever state they are in."""
+        self._batches.clear()
+
+    def decisions(self, row: Row) -> dict[int, Tally]:
+        """What each of a row's controls has done, by the control's id; asked before the row leaves."""
+        for batch in self._batches:
+            for n, other in enumerate(batch.rows):
+                if other is row:
+                    return batch.decisions(n)
+        return {}
+
+    def reply(self, row: Row) -> Reply:
+        """What a row has said."""
+        return reply(row, self._engine.renderer)
+
+    def piece(self, row: Row) -> Piece | None:
+        """What is new and certain of it."""
+        return piece(row, self._engine.renderer)
+
+    def _tidy(self) -> None:
+        """Rows that have ended leave, and batches that can be one become one."""
+        self._batches = [batch for batch in self._batches if batch.retire()]
+        joinable = [batch for batch in self._batches if batch.joinable]
+        for batch in joinable[1:]:
+            joinable[0].join(batch)
+            self._batches.remove(batch)
+
+    def _row(self, n: int, ask: Ask, steering: Steering | None) -> Row:
+        engine, drawn = self._engine, ask.sampling
+        room = engine.context - len(ask.prompt.ids)
+        row = Row(
+            n,
+            ask.prompt,
+            steering,
+            torch.Generator().manual_seed(drawn.seeds(1)[0]),
+            min(drawn.max_new_tokens, room),
+            drawn,
+            tops=ask.tops,
+            readouts=ask.readouts,
+            unsteered=ask.unsteered,
+        )
+        if ask.unsteered:
+            written = engine.renderer.text(ask.prompt.ids[-32:], special=True).rstrip()
+            row.opened = next((span.begin for span in ask.unsteered if written.endswith(span.begin)), "")
+            row.resting = bool(row.opened)
+        return row
+
+    def _decided(self, asks: Sequence[Ask]) -> list[Steering | None]:
+        """The steerings, with what decides ahead decided by a pass of the untouched prompts."""
+        found = [ask.steering for ask in asks]
+        waiting = [(n, s) for n, s in enumerate(found) if s is not None and s.ahead]
+        if waiting:
+            bare = self._decoder([self._row(n, asks[n], None) for n, _ in waiting])
+            read = bare.last_prompt(list(dict.fromkeys(control.site for _, s in waiting for control in s.ahead)))
+            for k, (n, s) in enumerate(waiting):
+                found[n] = s.decided(lambda site, k=k: read[site][k].float().cpu())
+        return found
+
+    def _decoder(self, rows: Sequence[Row]) -> Decoder:
+        e = self._engine
+        return Decoder(e.model, e.anatomy, e.renderer, rows, chunk=e.chunk, pad=e.pad, joinable=True)

@@ -1,0 +1,179 @@
+"""OpenAI's objects, whole and in pieces, with a block that says what was applied."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..controls import Constant
+from ..engines.base import Finish
+from ..engines.hf_generate import Row
+from ..engines.hf_serving import Prompts
+from .resolve import Resolved
+from .scheduler import Done, Moved
+
+FINISH: dict[Finish, str] = {"stop": "stop", "length": "length", "context": "length"}
+LEAST = -9999.0  # a log-probability: JSON has no minus infinity
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What the answers to one request have in common."""
+
+    chat: bool
+    model: str
+    seed: int
+    resolved: Resolved
+    prompts: Prompts
+    logprobs: bool = False
+    tops: int = 0
+    prompt_tokens: int = 0
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def applied(self) -> dict[str, Any]:
+        """The block that says what was applied: everything asked for, in the order of the request, and the seed."""
+        parts = [
+            {
+                "name": part.entry.name,
+                "digest": part.entry.digest,
+                "strength": part.strength,
+                "positions": list(dict.fromkeys(str(i.positions) for i in part.steering.interventions)),
+                "range": part.entry.told()["range"],
+            }
+            for part in self.resolved.parts
+        ]
+        return {"applied": parts, "seed": self.seed}
+
+    def whole(self, done: Sequence[Done]) -> dict[str, Any]:
+        """The answer to a request that doesn't stream."""
+        choices: list[dict[str, Any]] = []
+        for n, one in enumerate(done):
+            reply = one.reply
+            said = (
+                {"message": {"role": "assistant", "content": reply.text, "refusal": None}}
+                if self.chat
+                else {"text": reply.text}
+            )
+            row = one.row
+            kept = len(reply.ids)
+            moved = Moved(reply.text, row.ids[:kept], row.logprobs[:kept], row.likeliest[:kept], row.readings)
+            choices.append({
+                "index": n, **said, "logprobs": self._logprobs(moved, 0), "finish_reason": FINISH[reply.finish],
+                "steering": {**self._gates(one), **self._readings(moved)},
+            })  # fmt: skip
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._head(kind), "choices": choices, "usage": self.usage(done), "steering": self.applied()}
+
+    def moved(self, n: int, moved: Moved, offset: int, *, first: bool) -> dict[str, Any]:
+        """A piece of a reply."""
+        delta: dict[str, Any] = {"content": moved.text}
+        if first:
+            delta["role"] = "assistant"
+        said = {"delta": delta} if self.chat else {"text": moved.text}
+        choice = {"index": n, **said, "logprobs": self._logprobs(moved, offset), "finish_reason": None}
+        if found := self._readings(moved):
+            choice["steering"] = found
+        return {**self._head(self._piece), "choices": [choice]}
+
+    def done(self, n: int, done: Done) -> dict[str, Any]:
+        """The last piece of a reply."""
+        said = {"delta": {}} if self.chat else {"text": ""}
+        choice = {"index": n, **said, "logprobs": None, "finish_reason": FINISH[done.reply.finish]}
+        return {**self._head(self._piece), "choices": [{**choice, "steering": self._gates(done)}]}
+
+    def counted(self, done: Sequence[Done]) -> dict[str, Any]:
+        """The piece that says what a stream took."""
+        return {**self._head(self._piece), "choices": [], "usage": self.usage(done)}
+
+    def usage(self, done: Sequence[Done]) -> dict[str, int]:
+        """Tokens read and made; a prompt counts once for all its replies."""
+        made = sum(len(one.reply.ids) for one in done)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": made,
+            "total_tokens": self.prompt_tokens + made,
+        }
+
+    @property
+    def _piece(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}
+
+    def _gates(self, done: Done) -> dict[str, Any]:
+        found = gates(self.resolved, done.row, done.tallies)
+        return {"gates": found} if found else {}
+
+    def _readings(self, moved: Moved) -> dict[str, Any]:
+        """Each asked-for steering's axis where each token was predicted; a list a token where it acts at several sites."""
+        if not self.resolved.asked or not moved.readings:
+            return {}
+        found: dict[str, Any] = {}
+        at = 0
+        for entry, count in self.resolved.monitors[: self.resolved.asked]:
+            found[entry.name] = [
+                _rounded(values[at]) if count == 1 else [_rounded(v) for v in values[at : at + count]]
+                for values in moved.readings
+            ]
+            at += count
+        return {"readouts": found}
+
+    def _logprobs(self, moved: Moved, offset: int) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        words = self.prompts.told(moved.ids)
+        tops = [
+            [(self.prompts.told([token])[0], logprob) for token, logprob in likeliest[: self.tops]]
+            for likeliest in moved.likeliest or [[] for _ in moved.ids]
+        ]
+        if self.chat:
+            rows = zip(words, moved.logprobs, tops, strict=False)
+            content = [{**_token(w, p), "top_logprobs": [_token(*top) for top in best]} for w, p, best in rows]
+            return {"content": content, "refusal": None}
+        offsets: list[int] = []
+        for word in words:
+            offsets.append(offset)
+            offset += len(word)
+        return {
+            "tokens": words,
+            "token_logprobs": [max(p, LEAST) for p in moved.logprobs[: len(words)]],
+            "top_logprobs": [{w: max(p, LEAST) for w, p in best} for best in tops] if self.tops else None,
+            "text_offset": offsets,
+        }
+
+
+def gates(resolved: Resolved, row: Row, tallies: dict[int, Any]) -> list[dict[str, Any]]:
+    """What each control that isn't constant decided for a reply."""
+    if resolved.steering is None or row.steering is None:
+        return []
+    owner = {id(i.control): part.entry.name for part in resolved.parts for i in part.steering.interventions}
+    found: list[dict[str, Any]] = []
+    for asked, ran in zip(resolved.steering.interventions, row.steering.interventions, strict=True):
+        if isinstance(asked.control, Constant):
+            continue
+        told: dict[str, Any] = {
+            "name": owner.get(id(asked.control)), "site": str(asked.site), "control": asked.control.kind,
+        }  # fmt: skip
+        if isinstance(ran.control, Constant):  # it decided ahead
+            told |= {"decided": "ahead", "open": ran.control.value != 0, "strength": ran.control.value}
+        else:
+            tally = tallies.get(id(ran.control))
+            tokens, acted, strength = tally if tally is not None else (0, 0, 0.0)
+            told |= {"decided": "on the way", "open": acted > 0, "tokens": tokens, "acted": acted, "strength": strength}
+        found.append(told)
+    return found
+
+
+def _token(word: str, logprob: float) -> dict[str, Any]:
+    return {"token": word, "logprob": max(logprob, LEAST), "bytes": list(word.encode("utf-8", "replace"))}
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

@@ -1,0 +1,192 @@
+"""What requests look like: OpenAI's fields, and ours (`steering`, `readouts`, `unsteered`, `top_k`).
+
+An unknown field is an error: a misspelt `steering` must not be served unsteered. Fields of OpenAI's that say nothing about the
+reply are taken and left; those that would change it and aren't built must stand at their default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ..errors import nearest
+from .problems import Problem
+
+M = TypeVar("M", bound="Asked")
+LONGEST = 256  # characters of a stop string, a steering's name, the ends of a span
+GREATEST_SEED = 2**62
+
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Term(_Strict):
+    """One steering of a request: its name or digest, how strongly, and where instead of where it was fitted to act."""
+
+    name: Name
+    strength: Finite = 1.0
+    positions: Annotated[str, Field(max_length=64)] | None = None
+
+
+def _written_out(given: object) -> object:
+    """A steering by its name alone, or a list of such, as terms."""
+    if isinstance(given, list):
+        return [{"name": one} if isinstance(one, str) else one for one in cast("list[object]", given)]
+    return [{"name": given}] if isinstance(given, str) else given
+
+
+_WRITTEN = BeforeValidator(_written_out, json_schema_input_type=str | list[str | Term])
+
+
+class StreamOptions(_Strict):
+    """How a stream ends."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class TextPart(_Strict):
+    """A part of a message; only text is read."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+
+    @property
+    def text(self) -> str:
+        """Its text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class Asked(_Strict):
+    """What both kinds of completions share."""
+
+    model: Annotated[str, Field(min_length=1, max_length=2048)]
+    steering: Annotated[list[Term], Field(max_length=256), _WRITTEN] | None = None
+    readouts: Annotated[list[Name], Field(max_length=64)] = []
+    unsteered: Annotated[
+        list[Name | Annotated[list[Name], Field(min_length=2, max_length=2)]], Field(max_length=8)
+    ] = []
+    n: Annotated[int, Field(ge=1)] | None = None
+    stop: Annotated[list[Name], Field(max_length=4)] | Name | None = None
+    seed: Annotated[int, Field(ge=-GREATEST_SEED, le=GREATEST_SEED)] | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    # at their default only
+    frequency_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    # taken and left
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    def terms(self) -> list[Term]:
+        """The steerings asked for."""
+        return self.steering or []
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end a reply."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class ChatRequest(Asked):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=512)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+
+Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=1 << 20)]
+
+
+class TextRequest(Asked):
+    """The body of /v1/completions."""
+
+    prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=1024)]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt apart."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [one for one in self.prompt if isinstance(one, int)]
+        rest = [one for one in self.prompt if not isinstance(one, int)]
+        return [ids] if ids or not rest else rest
+
+
+def parsed(kind: type[M], body: bytes) -> M:
+    """A request's body. Raises `Problem` 400 with the first thing that is wrong with it, and the nearest legal field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as problem:
+        found = problem.errors(include_url=False, include_context=False, include_input=False)
+        first = max(
+            found, key=lambda error: (error["type"] == "extra_forbidden", len(error["loc"]))
+        )  # of a union the nearest
+        where = tuple(at for at in first["loc"] if isinstance(at, int) or (at not in UNIONS and at.isidentifier()))
+        raise _told(kind, first["type"], where or first["loc"], first["msg"]) from None
+
+
+def _told(kind: type[Asked], what: str, where: tuple[int | str, ...], words: str) -> Problem:
+    field = ".".join(str(at) for at in where)[:80]
+    top = str(where[0]) if where else ""
+    if what == "json_invalid":
+        return Problem(400, f"the body isn't valid JSON: {words[:200]}.", "bad_json")
+    if what == "extra_forbidden":
+        name = str(where[-1])[:80]
+        legal = kind.model_fields if len(where) == 1 else (Term.model_fields if top == "steering" else ())
+        near = nearest(name, legal) if legal else "Leave it out."
+        return Problem(400, f"the field {field!r} isn't known here. {near}", "unknown_field", param=field)
+    if top in UNBUILT:
+        return Problem(400, f"{top} isn't built here ({UNBUILT[top]}); leave it out.", "unsupported", param=top)
+    return Problem(400, f"{field or 'the body'}: {words[:200]}.", "bad_value", param=field or None)
+
+
+UNIONS = ("str", "int", "Term", "TextPart")  # what pydantic names a union's branches
+UNBUILT = {
+    "frequency_penalty": "only 0",
+    "presence_penalty": "only 0",
+    "logit_bias": "only an empty one",
+    "response_format": "only text",
+    "tools": "no tool calls",
+    "tool_choice": "no tool calls",
+    "reasoning_effort": "only none",
+    "modalities": "only text",
+    "echo": "the prompt isn't repeated",
+    "suffix": "no infilling",
+    "best_of": "only 1",
+}

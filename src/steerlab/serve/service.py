@@ -1,0 +1,142 @@
+"""What a server holds: the model, the steerings, the keys, the counts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+
+from ..contrast import Message
+from ..engines.base import Sampling
+from ..engines.hf_serving import Ask, Prompts
+from ..errors import ArtefactError, SteerlabError
+from ..steering import Steering
+from .keys import Buckets, Keys
+from .metrics import Metrics
+from .problems import Problem
+from .resolve import split
+from .scheduler import Done, Event, Failed, Job, Scheduler
+from .settings import Settings
+from .store import Entry, Store, check_name
+
+if TYPE_CHECKING:
+    from ..engines.hf import HFEngine
+
+log = logging.getLogger("steerlab.serve")
+UPLOADS = 2  # at a time
+
+
+class Service:
+    """Built on an engine; `start` before the first request, `stop` after the last."""
+
+    def __init__(self, engine: HFEngine, settings: Settings, keys: Keys) -> None:
+        self.engine, self.settings, self.keys = engine, settings, keys
+        self.model, self.began = engine.name, int(time.time())
+        self.metrics, self.prompts = Metrics(), Prompts(engine)
+        self.scheduler = Scheduler(engine, settings, self.metrics)
+        self.store = Store(settings.store, settings.stored)
+        self.buckets, self.uploads = Buckets(settings.rate), asyncio.Semaphore(UPLOADS)
+        self.draining = False
+        self._brought: list[tuple[Path, Entry]] = []
+        for name, about, read in (
+            ("steerlab_running", "Replies that are being decoded.", lambda: self.scheduler.running),
+            ("steerlab_waiting", "Replies that wait to be admitted.", lambda: self.scheduler.waiting),
+            ("steerlab_steerings", "Steerings that are kept.", lambda: len(self.store)),
+        ):
+            self.metrics.gauge(name, about, read)
+
+    def bring(self, path: Path) -> None:
+        """Serve a file beside those of the store, under its own name. Raises `ArtefactError`."""
+        try:
+            check_name(path.stem)
+            entry = Entry.load(path)
+            self.engine.accept(entry.steering)
+        except (Problem, SteerlabError) as problem:
+            raise ArtefactError(f"{path} can't be served: {problem}") from problem
+        self._brought.append((path, entry))
+
+    def start(self) -> None:
+        """Read the store, check it against the model, and begin. Raises `ArtefactError` for a steering that doesn't fit."""
+        for path, entry in self.store.open():
+            try:
+                self.engine.accept(entry.steering)
+            except SteerlabError as problem:
+                raise ArtefactError(f"{path} can't be served: {problem} Move it out of the folder.") from problem
+            self.store.add(entry)
+        for path, entry in self._brought:
+            try:
+                self.store.write(entry, path.read_bytes())
+            except (Problem, OSError) as problem:
+                raise ArtefactError(f"{path} can't be served: {problem}") from problem
+        missing = [name for name in self.settings.monitors if self.store.find(name) is None]
+        if missing:
+            log.warning("monitors that aren't there yet: %s", ", ".join(missing))
+        self.scheduler.start()
+
+    def stop(self) -> None:
+        """End."""
+        self.draining = True
+        self.scheduler.stop()
+
+    @property
+    def unready(self) -> str | None:
+        """Why no request should be sent here now; None where they may come."""
+        if self.draining:
+            return "ending"
+        if not self.scheduler.alive:
+            return "the model's thread isn't running"
+        return "as many replies wait as are taken" if self.scheduler.full else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self.scheduler.running and not self.scheduler.waiting
+
+    def known(self, model: str) -> None:
+        """Raise `Problem` 400 or 404 for the name of a model that isn't served, alone or steered."""
+        if model in (self.model, "base"):
+            return
+        base, terms = split("base" + model[len(self.model) :] if model.startswith(self.model) else model)
+        if base != "base":
+            raise Problem(
+                404, f"there is no model {model[:80]!r} here; the one served is {self.model!r}.", "model_not_found"
+            )
+        for _, name in terms:
+            self.store.get(name)
+
+    async def upload(self, name: str, data: bytes) -> tuple[Entry, bool]:
+        """Take a steering in once it was checked and tried. Raises `Problem`."""
+        entry = await run_in_threadpool(self.store.read, name, data)
+        try:
+            await asyncio.wrap_future(self.scheduler.call(lambda: self.engine.accept(entry.steering)))
+        except SteerlabError as problem:
+            raise Problem(400, str(problem), "refused") from problem
+        await self._tried(entry.steering)
+        return entry, await run_in_threadpool(self.store.write, entry, data)
+
+    def remove(self, name: str) -> Entry:
+        """Forget a steering. Raises `Problem` 404."""
+        entry = self.store.remove(name)
+        for site in entry.steering.sites:
+            self.metrics.readout.forget(entry.name, str(site))
+        return entry
+
+    async def _tried(self, steering: Steering) -> None:
+        """A reply of two tokens at full strength, so that what can't run is told to who brings it."""
+        loop, found = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+        def tell(event: Event) -> None:
+            loop.call_soon_threadsafe(lambda: found.done() or found.set_result(event))
+
+        ask = Ask(self.prompts.chat([Message("user", "Hello.")], steering), steering, Sampling(2))
+        self.scheduler.submit([Job(ask, tell)])
+        event = await found
+        if isinstance(event, Failed):
+            reason = event.problem.sentence if event.problem.status < 500 else "it fails inside the model."
+            status = 400 if event.problem.code in ("not_finite", "internal") else event.problem.status
+            raise Problem(status, f"the steering was tried at strength 1: {reason}", "fails")
+        assert isinstance(event, Done)

@@ -1,0 +1,57 @@
+"""What a server allows, and how long it waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Limits of a server; times in seconds, sizes in bytes."""
+
+    store: Path = Path("steerings")  # where uploaded steerings are kept
+    rows: int = 64  # replies that are decoded at once
+    waiting: int = 256  # replies that may wait beyond these; more get 429
+    prefill: int = 4096  # prompt tokens (padding included) that are read between two steps
+    most_tokens: int = 1024  # longest reply that may be asked for
+    default_tokens: int = 256  # of a chat that doesn't say
+    choices: int = 8  # replies to one request (n)
+    prompts: int = 16  # prompts of one request of /v1/completions
+    terms: int = 16  # steerings in one request
+    body: int = 1 << 20
+    upload: int = 16 << 20
+    stored: int = 1000  # steerings that are kept
+    rate: float = 0.0  # requests a minute and key; 0: as many as come
+    timeout: float = 120.0  # a request, waiting included
+    patience: float = 10.0  # for a client to send its headers, and its body
+    drain: float = 60.0  # for running requests once the server is told to end
+    cors: tuple[str, ...] = ()  # origins whose pages may call
+    monitors: tuple[str, ...] = ()  # steerings that are read on every request, for /metrics
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "rows",
+            "prefill",
+            "most_tokens",
+            "default_tokens",
+            "choices",
+            "prompts",
+            "terms",
+            "body",
+            "upload",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name in ("timeout", "patience", "drain"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected some seconds.")
+        if self.waiting < 0 or self.rate < 0 or self.stored < 0:
+            raise ConfigError(
+                f"waiting is {self.waiting}, rate {self.rate} and stored {self.stored}; expected 0 or more."
+            )

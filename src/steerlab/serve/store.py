@@ -1,0 +1,240 @@
+"""The steerings of a server: one safetensors file for each name, written beside and renamed.
+
+A name is a version: what it means never changes. Another content under a taken name is refused; the same content again
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from ..edits import Descend, OneSided
+from ..errors import ArtefactError, SteerlabError, nearest
+from ..files import whole
+from ..steering import Steering
+from .problems import Problem
+
+NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?", re.ASCII)
+DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
+RESERVED = ("base",)
+HEADER = 512 << 10  # bytes of a safetensors header; a steering's is a few kilobytes
+INTERVENTIONS = 512
+STEPS = 200  # of an edit that descends at every token
+FURTHEST = 2**31
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """A steering under its name."""
+
+    name: str
+    digest: str
+    size: int
+    steering: Steering
+
+    @classmethod
+    def load(cls, path: Path, name: str | None = None) -> Entry:
+        """A file under a name, its own unless told otherwise. Raises `ArtefactError`."""
+        steering = Steering.load(path)
+        if len(steering.interventions) > INTERVENTIONS:
+            raise ArtefactError(
+                f"{path} has {len(steering.interventions)} interventions; at most {INTERVENTIONS} are served."
+            )
+        for i in steering.interventions:
+            edit = i.edit.inner if isinstance(i.edit, OneSided) else i.edit
+            if isinstance(edit, Descend) and edit.steps > STEPS:
+                raise ArtefactError(f"{path} descends {edit.steps} steps at each token; at most {STEPS} are served.")
+            bounds = [
+                b for w in (*i.positions.prompt, *i.positions.generated) for b in (w.start, w.stop) if b is not None
+            ]
+            if any(abs(b) > FURTHEST for b in bounds):
+                raise ArtefactError(f"{path} has positions beyond {FURTHEST} tokens.")
+        return cls(name or path.stem, steering.digest, path.stat().st_size, steering)
+
+    def told(self) -> dict[str, Any]:
+        """What lists say of it."""
+        s = self.steering
+        return {
+            "object": "steering",
+            "name": self.name,
+            "digest": self.digest,
+            "bytes": self.size,
+            "sites": [str(site) for site in s.sites],
+            "positions": list(dict.fromkeys(str(i.positions) for i in s.interventions)),
+            "edits": [i.edit.kind for i in s.interventions],
+            "controls": [i.control.kind for i in s.interventions],
+            "domain": [None if abs(bound) == float("inf") else bound for bound in s.domain],
+            "prompt": s.prompt is not None,
+            "method": _sound(s.meta.method.get("name")),
+            "model": s.meta.model,
+            "range": _sound(s.meta.range),
+        }
+
+
+class Store:
+    """Steerings by name and digest, in a folder."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self.folder, self.most = folder, most
+        self._entries: dict[str, Entry] = {}
+        self._lock = RLock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def all(self) -> list[Entry]:
+        """All of them, by name."""
+        with self._lock:
+            return sorted(self._entries.values(), key=lambda entry: entry.name)
+
+    def find(self, name: str) -> Entry | None:
+        """A steering by its name, its digest, or at least 8 first digits of it; None where there is none."""
+        with self._lock:
+            if name in self._entries:
+                return self._entries[name]
+            if len(name) >= 8:
+                found = [e for e in self._entries.values() if e.digest.startswith(name)]
+                if len({e.digest for e in found}) == 1:
+                    return found[0]
+            return None
+
+    def get(self, name: str) -> Entry:
+        """The same. Raises `Problem` 404 with the nearest name."""
+        found = self.find(name)
+        if found is None:
+            near = nearest(name[:80], self._entries)
+            raise Problem(
+                404, f"there is no steering {name[:80]!r} here. {near}", "steering_not_found", param="steering"
+            )
+        return found
+
+    def open(self) -> list[tuple[str, Entry]]:
+        """Read the folder: entries by file, and none of what a killed upload has left. Raises `ArtefactError`."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for part in self.folder.glob(".*.part"):
+                part.unlink(missing_ok=True)
+            paths = sorted(self.folder.glob("*.safetensors"))
+        except OSError as problem:
+            raise ArtefactError(
+                f"the folder {self.folder} of steerings can't be used: {problem.strerror}."
+            ) from problem
+        return [(str(path), Entry.load(path)) for path in paths]
+
+    def add(self, entry: Entry) -> None:
+        """Take an entry in; its file stands already."""
+        with self._lock:
+            self._entries[entry.name] = entry
+
+    def read(self, name: str, data: bytes) -> Entry:
+        """What an upload holds, checked as far as that goes without a model. Raises `Problem` 400 or 409."""
+        check_name(name)
+        check_header(data)
+        with self._lock:
+            if len(self._entries) >= self.most and name not in self._entries:
+                raise Problem(409, f"{self.most} steerings are kept here already; remove one.", "store_full")
+        with _beside(self.folder, data) as part:
+            try:
+                return Entry.load(part, name)
+            except SteerlabError as problem:
+                raise Problem(400, str(problem).replace(str(part), f"the upload {name!r}"), "bad_steering") from problem
+
+    def write(self, entry: Entry, data: bytes) -> bool:
+        """Keep an upload; False where its name meant the same before. Raises `Problem` 409 for a taken name."""
+        with self._lock:
+            known = self._entries.get(entry.name)
+            if known is not None and known.digest == entry.digest:
+                return False
+            if known is not None:
+                raise Problem(
+                    409, f"the name {entry.name!r} is taken by {known.digest[:12]}; a name never changes its meaning, so give"
+                    f" this one another, such as {entry.name[:60]}-2.", "name_taken",
+                )  # fmt: skip
+            with whole(self._path(entry.name)) as part:
+                part.write_bytes(data)
+            self._entries[entry.name] = entry
+            return True
+
+    def remove(self, name: str) -> Entry:
+        """Forget a steering, by its name alone. Requests that run with it go on. Raises `Problem` 404."""
+        with self._lock:
+            if name not in self._entries:
+                raise Problem(404, f"there is no steering {name[:80]!r} here. {nearest(name[:80], self._entries)}",
+                              "steering_not_found")  # fmt: skip
+            self._path(name).unlink(missing_ok=True)
+            return self._entries.pop(name)
+
+    def bytes_of(self, entry: Entry) -> bytes:
+        """The file of a steering. Raises `Problem` 404 where it was removed meanwhile."""
+        try:
+            return self._path(entry.name).read_bytes()
+        except OSError as problem:
+            raise Problem(404, f"the steering {entry.name!r} was just removed.", "steering_not_found") from problem
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def check_name(name: str) -> None:
+    """Raise `Problem` 400 for what can't be a steering's name."""
+    if not NAME.fullmatch(name) or ".." in name or name.lower() in RESERVED or DIGEST.fullmatch(name):
+        raise Problem(
+            400, f"a steering can't be called {name[:80]!r}; expected 1 to 64 letters, digits, '_', '.' and '-' (these two not at"
+            " an end), not 'base', and nothing that looks like a digest.", "bad_name",
+        )  # fmt: skip
+
+
+def check_header(data: bytes) -> None:
+    """Raise `Problem` 400 for what isn't a safetensors file of a sensible header, before anything reads it."""
+    if len(data) < 8:
+        raise Problem(400, f"the upload has {len(data)} bytes; expected a safetensors file.", "not_safetensors")
+    (length,) = struct.unpack("<Q", data[:8])
+    if data[8:9] != b"{" or length + 8 > len(data):
+        raise Problem(
+            400, "the upload isn't a whole safetensors file; expected one that Steering.save wrote (pickles and archives are"
+            " never read).", "not_safetensors",
+        )  # fmt: skip
+    if length > HEADER:
+        raise Problem(400, f"the upload has a header of {length} bytes; at most {HEADER} are read.", "not_safetensors")
+    try:
+        head = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError) as problem:
+        raise Problem(400, "the upload's header isn't JSON.", "not_safetensors") from problem
+    if not isinstance(head, dict):
+        raise Problem(400, "the upload's header isn't a JSON object.", "not_safetensors")
+
+
+@contextmanager
+def _beside(folder: Path, data: bytes) -> Generator[Path]:
+    """The data as a file in the folder that nobody sees and that goes again."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=".upload.", suffix=".part", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as problem:
+        raise Problem(
+            503, f"the upload can't be kept now ({problem.strerror}); nothing was changed.", "disk"
+        ) from problem
+
+
+def _sound(value: object) -> Any:
+    """A JSON value as it is, or None where it can't be written as JSON."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return value
