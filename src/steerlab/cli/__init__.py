@@ -32,7 +32,7 @@ def _steerlab(
 
 def build(words: Sequence[str]) -> typer.Typer:
     """The command line for these words: the flags of methods need their dataclasses, and are built for `fit` alone."""
-    from . import data, demo, evaluate, fit, gate, generate, generator, pilot, show, sweep
+    from . import compare, data, demo, evaluate, fit, gate, generate, generator, pilot, show, sweep
 
     app = typer.Typer(
         name="steerlab",
@@ -50,6 +50,7 @@ def build(words: Sequence[str]) -> typer.Typer:
         app.command("fit", help=fit.HELP)(fit.placeholder)
     app.command("generate")(generate.generate)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("compare")(compare.compare)
     if words[:2] == ["sweep", "status"]:
         app.add_typer(sweep.app, name="sweep")
     else:
