@@ -1,4 +1,4 @@
-"""Comparing: the t distribution and tests against worked values, levels, adjustments, power, and the sentence that a person reads."""
+"""Comparing: the t distribution and tests against worked values, levels, adjustments, power, and what a person reads."""
 
 from __future__ import annotations
 
