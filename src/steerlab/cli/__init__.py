@@ -32,7 +32,7 @@ def _steerlab(
 
 def build(words: Sequence[str]) -> typer.Typer:
     """The command line for these words: the flags of methods need their dataclasses, and are built for `fit` alone."""
-    from . import compare, data, demo, evaluate, fit, gate, generate, generator, pilot, show, sweep
+    from . import compare, data, demo, evaluate, fit, gate, generate, generator, judge, pilot, show, sweep
 
     app = typer.Typer(
         name="steerlab",
@@ -59,6 +59,7 @@ def build(words: Sequence[str]) -> typer.Typer:
     app.add_typer(generator.group(words[1:] if words[:1] == ["generator"] else ()), name="generator")
     app.command("show")(show.show)
     app.add_typer(data.app, name="data")
+    app.add_typer(judge.app, name="judge")
     app.add_typer(pilot.app, name="pilot")
     return app
 
