@@ -74,6 +74,9 @@ hypersteer: setup  ## a generator of vectors on topics that it never saw, beside
 sweep-proof: setup  ## a sweep killed ten times, and one on Ray, end as an undisturbed one (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep_proof.py
 
+compare-proof: setup  ## does `compare` claim what isn't there, and keep the power it promises? 2,000 drawn comparisons (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
+
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py
 

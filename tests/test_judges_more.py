@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,27 +326,8 @@ def test_settings_of_fluency_that_make_no_sense_are_told():
 
 # --- a judge of one's own -------------------------------------------------------------------------------------------------------
 
-OWN = '''"""How much a text rhymes: a judge of one's own."""
-from dataclasses import dataclass
-from typing import ClassVar
-
-from steerlab import Judge, Score
-
-
-@dataclass(frozen=True)
-class Rhyme(Judge):
-    """The share of lines whose last two letters come again in the next line."""
-
-    letters: int = 2
-    shows: ClassVar[tuple[str, ...]] = ("a cat\\\\non a mat",)
-    lacks: ClassVar[tuple[str, ...]] = ("a cat\\\\non a dog",)
-
-    def __call__(self, reply, example):
-        ends = [line.strip()[-self.letters :].lower() for line in reply.splitlines() if line.strip()]
-        if len(ends) < 2:
-            return Score.missing("fewer than two lines")
-        return Score(sum(a == b for a, b in zip(ends, ends[1:])) / (len(ends) - 1))
-'''.replace("\\\\n", "\\n")
+DOCS = Path(__file__).resolve().parents[1] / "docs/judges.md"
+OWN = re.search(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL).group(1)
 
 
 def test_a_file_of_ones_own_is_a_judge_and_under_the_laws(tmp_path):

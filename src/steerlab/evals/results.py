@@ -158,7 +158,9 @@ class Results:
     def save(self, path: str | PathLike[str]) -> Path:
         """As JSON, written beside and renamed; a line for each fit's values, which are many."""
         plain = _plain(self)
-        rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in plain.pop("values"))
+        rows = ",\n  ".join(
+            json.dumps(_short(row), ensure_ascii=False, separators=(",", ":")) for row in plain.pop("values")
+        )
         head = json.dumps({"format": FORMAT, **plain}, indent=1, ensure_ascii=False).removesuffix("\n}")
         return write_text(path, f'{head},\n "values": [{rows}]\n}}\n')
 
@@ -193,6 +195,12 @@ def _plain(thing: object) -> Any:
     if isinstance(thing, list):
         return [_plain(v) for v in cast("list[object]", thing)]
     return thing
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """With whole numbers as such: most values are 0 or 1, and there are many."""
+    told = {name: [int(v) if v is not None and v == int(v) else v for v in vs] for name, vs in row["measures"].items()}
+    return {**row, "measures": told}
 
 
 def _built(kind: type[Any], row: Mapping[str, Any]) -> Any:

@@ -230,7 +230,7 @@ def _values(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Values]:
         for unit in fits:
             for direction in DIRECTIONS:
                 plain, base = unit["plain"]["test"][direction], unit["base"]["test"]
-                # the unsteered model's answers to them tell one draw of items from another
+                # the unsteered model's answers to them tell one draw of items from another; capability is theirs less `lost`
                 on = (_short(plain["prompts"]), _short([base["capability"], base["refused"]]))
                 told = {**{k: plain[k] for k in EFFECTS}, **{k: base[k] for k in ("capability", "wrong", "refused")}}
                 yield Values(task, "unsteered", direction, "unit", unit["seed"], 0.0, *on, told)
@@ -240,7 +240,7 @@ def _values(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Values]:
                         if found is not None:
                             told = {
                                 **{k: found["effects"][k] for k in EFFECTS},
-                                **{k: found["costs"][k] for k in COSTS},
+                                **{k: found["costs"][k] for k in COSTS if k != "capability"},
                             }
                             strength = found["strength"]
                             yield Values(task, arm.name, direction, setting, unit["seed"], strength, *on, told)
