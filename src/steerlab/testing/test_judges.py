@@ -14,7 +14,6 @@ from steerlab import config, plugins
 from steerlab.contrast import Contrast, Example
 from steerlab.errors import ConfigError
 from steerlab.judges.base import Judge, Score, judge
-from steerlab.testing import tiny
 from steerlab.testing.hostile import HOSTILE
 
 ASKED = Example.ask("Describe an evening at home.", system="Be brief.")
@@ -35,13 +34,13 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory):
+def stand_ins(folder):
     """What a judge's settings may name: models and data, made small."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    folder = tmp_path_factory.mktemp("judges")
+    from steerlab.testing import tiny
+
     tiny.model("llama").save_pretrained(folder / "causal")
     tiny.tokenizer().save_pretrained(folder / "causal")
     settings = AutoConfig.for_model("llama", **{**tiny.GATED, "num_labels": 2})
@@ -78,14 +77,17 @@ def stand_ins(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(stand_ins):
+def made(tmp_path_factory):
     """A judge of this name with the settings that it is tried with; each is made once."""
     kept: dict[str, Judge] = {}
+    instead: dict[str, str] = {}
 
     def make(name: str) -> Judge:
         if name not in kept:
-            tried = plugins.load(name, "judges").tried
-            kept[name] = judge(name, {k: stand_ins.get(v, v) if isinstance(v, str) else v for k, v in tried.items()})
+            tried = dict(plugins.load(name, "judges").tried)
+            if not instead and any(isinstance(v, str) and v.startswith("{") for v in tried.values()):
+                instead.update(stand_ins(tmp_path_factory.mktemp("judges")))
+            kept[name] = judge(name, {k: instead.get(v, v) if isinstance(v, str) else v for k, v in tried.items()})
         return kept[name]
 
     return make
