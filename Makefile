@@ -88,6 +88,9 @@ soak: setup  ## the server under 64 mixed streams for five minutes, every answer
 hostile: setup  ## five hundred hostile requests of each kind against the server
 	@STEERLAB_HOSTILE=500 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_serve_hostile.py
 
+compare-proof: setup  ## does `compare` claim what isn't there, and keep the power it promises? 2,000 drawn comparisons (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
+
 stories: setup  ## sentiment on a model that nobody here trained (shared data needed)
 	@$(BIN)/python benchmarks/stories.py
 

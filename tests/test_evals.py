@@ -12,7 +12,7 @@ import torch
 import steerlab as sl
 from steerlab.errors import ConfigError
 from steerlab.evals.layers import choose_layer, profile
-from steerlab.evals.measure import Amounts, CostMeter, Costs, Effects, _judge
+from steerlab.evals.measure import Amounts, CostMeter, Costs, Effects, _note
 from steerlab.evals.results import Results
 from steerlab.evals.run import Journal, run
 from steerlab.evals.stats import Estimate, bootstrap, median, paired_difference, percentile, wilson
@@ -301,7 +301,8 @@ def test_a_saved_steering_acts_the_way_its_method_does(tmp_path):
 
 def test_silence_is_neither_success_nor_a_right_answer():
     into, prompt = Effects(), sl.Example.ask("w1", "w2")
-    _judge(into, " ", prompt, parse_rule("words:w9"), None, None, "suppress")
+    judge = parse_rule("words:w9")
+    _note(into, " ", prompt, (judge, None, None), [judge(" ", prompt), None, None], "suppress")
     assert (into.effect, into.joint) == ([None], [0.0])
     assert CorrectJudge()("", prompt).value == 0.0
 

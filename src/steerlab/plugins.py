@@ -1,17 +1,22 @@
 """A name is a file in its folder, or an entry point; there is no list to edit.
 
 The method `cdas` is the one concrete method class that `steerlab/methods/cdas.py` defines. A package of somebody else's
-adds one with an entry point in the group `steerlab.methods` (or `steerlab.readers`), under the name that users type.
+adds one with an entry point in the group `steerlab.methods` (or `steerlab.readers`, `steerlab.judges`), under the name that
+users type. A judge may also be a Python file of the user's own, named by its path.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+import sys
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import PurePath
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, nearest
@@ -22,7 +27,13 @@ if TYPE_CHECKING:
     from .contrast import Contrast
 
 # folder -> the base class that its files specialise
-FOLDERS = {"methods": "Method", "data.readers": "Reader", "exports": "Format", "verify": "Target"}
+FOLDERS = {
+    "methods": "Method",
+    "data.readers": "Reader",
+    "exports": "Format",
+    "verify": "Target",
+    "judges": "Judge",
+}
 
 
 @cache
@@ -34,7 +45,9 @@ def names(folder: str = "methods") -> tuple[str, ...]:
 
 @cache
 def load(name: str, folder: str = "methods") -> type[Any]:
-    """The class behind a name. Raises `ConfigError` with the nearest name that exists."""
+    """The class behind a name, or in a file that ends in `.py`. Raises `ConfigError` with the nearest name that exists."""
+    if name.endswith(".py"):
+        return _in_file(name, folder)
     name = name.replace("-", "_")
     entries = _entries(folder)
     if name in entries:
@@ -83,7 +96,14 @@ def brought(path: str | PathLike[str]) -> str | PathLike[str]:
 
 
 def _noun(folder: str) -> str:
-    return {"methods": "method", "data.readers": "layout", "exports": "format", "verify": "engine"}.get(folder, folder)
+    nouns = {
+        "methods": "method",
+        "data.readers": "layout",
+        "exports": "format",
+        "verify": "engine",
+        "judges": "judge",
+    }
+    return nouns.get(folder, folder)
 
 
 @cache
@@ -99,8 +119,34 @@ def _entries(folder: str) -> dict[str, EntryPoint]:
 
 @cache
 def _own(folder: str, name: str) -> type[Any] | None:
-    """The concrete class that the file `name` defines, where it defines one (a base or a helper file has none)."""
+    """The concrete class that the file `name` defines, where it defines one (a base or a helper file has none).
+
+    Where it defines several, the one that is called after it (`RuleJudge` in `judges/rule.py`).
+    """
     module = importlib.import_module(f"steerlab.{folder}.{name}")
+    return _defined(module, folder, name)
+
+
+def _in_file(path: str, folder: str) -> type[Any]:
+    """The class that a user's own file defines."""
+    spec = importlib.util.spec_from_file_location(f"steerlab_own_{abs(hash(path))}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        del sys.modules[module.__name__]
+        raise ConfigError(f"{path} can't be imported: {type(problem).__name__}: {problem}") from problem
+    found = _defined(module, folder, PurePath(path).stem)
+    if found is None:
+        raise ConfigError(
+            f"{path} defines no {_noun(folder)}; expected a subclass of {FOLDERS[folder]} that can be made."
+        )
+    return found
+
+
+def _defined(module: ModuleType, folder: str, name: str) -> type[Any] | None:
     base = getattr(importlib.import_module(f"steerlab.{folder}.base"), FOLDERS[folder])
     mine = [
         c
@@ -112,5 +158,11 @@ def _own(folder: str, name: str) -> type[Any] | None:
         and not c.__name__.startswith("_")
     ]
     if len(mine) > 1:
-        raise ConfigError(f"{module.__name__} defines {len(mine)} {_noun(folder)}s; a file defines one.")
+        called = f"{name.replace('_', '')}{FOLDERS[folder]}".lower()
+        named = [c for c in mine if c.__name__.lower() == called]
+        if len(named) != 1:
+            raise ConfigError(
+                f"{module.__name__} defines {len(mine)} {_noun(folder)}s; a file defines one, or calls one after itself."
+            )
+        mine = named
     return mine[0] if mine else None

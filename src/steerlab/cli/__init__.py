@@ -32,7 +32,22 @@ def _steerlab(
 
 def build(words: Sequence[str]) -> typer.Typer:
     """The command line for these words: the flags of methods need their dataclasses, and are built for `fit` alone."""
-    from . import data, demo, evaluate, export, fit, gate, generate, generator, pilot, serve, show, sweep
+    from . import (
+        compare,
+        data,
+        demo,
+        evaluate,
+        export,
+        fit,
+        gate,
+        generate,
+        generator,
+        judge,
+        pilot,
+        serve,
+        show,
+        sweep,
+    )
 
     app = typer.Typer(
         name="steerlab",
@@ -50,6 +65,7 @@ def build(words: Sequence[str]) -> typer.Typer:
         app.command("fit", help=fit.HELP)(fit.placeholder)
     app.command("generate")(generate.generate)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("compare")(compare.compare)
     if words[:2] == ["sweep", "status"]:
         app.add_typer(sweep.app, name="sweep")
     else:
@@ -64,6 +80,7 @@ def build(words: Sequence[str]) -> typer.Typer:
     app.command("verify")(export.verify)
     app.command("push")(export.push)
     app.add_typer(data.app, name="data")
+    app.add_typer(judge.app, name="judge")
     app.add_typer(pilot.app, name="pilot")
     return app
 

@@ -43,7 +43,9 @@ def evaluate(
     task: Annotated[list[str] | None, typer.Option("--task", "-t", help="A behaviour of the pilot, may be repeated.  [default: all]")] = None,
     arm: Annotated[list[str] | None, typer.Option("--arm", "-a", help="METHOD, or NAME=METHOD,key=value; may be repeated.  [default: cdas, diff_means]")] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Your own contrast data instead of the pilot's tasks.")] = None,
-    rule: Annotated[str | None, typer.Option(help="What tells the behaviour in your data: words:a,b or regex:...")] = None,
+    rule: Annotated[str | None, typer.Option(help="What tells the behaviour in your data: words:a,b, regex:..., or any judge (`steerlab judge list`).")] = None,
+    follows: Annotated[str | None, typer.Option(help="With --data: a judge of following the instruction (llm,what=instruction,model=...).")] = None,
+    fluent: Annotated[str | None, typer.Option(help="With --data: a judge of fluency (fluency,language=en, or llm,what=fluency,model=...).")] = None,
     neutral: Annotated[str | None, typer.Option(help="JSON Lines of unrelated prompts with answers, for KL.")] = None,
     items: Annotated[str | None, typer.Option(help="JSON Lines of capability items with the tag 'right'.")] = None,
     text: Annotated[str | None, typer.Option(help="Held-out text, for perplexity.")] = None,
@@ -77,7 +79,7 @@ def evaluate(
     from ..evals.unit import ArmPlan, Plan
 
     loaded = {"revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size}
-    suite = _suite(model, loaded, pairs, data, rule, neutral, items, text, layout, concept)
+    suite = _suite(model, loaded, pairs, data, (rule, follows, fluent), neutral, items, text, layout, concept)
     named = [parse_arm(a) for a in (arm or ([] if steering else ["cdas", "diff_means"]))]
     named += [ArmPlan(p.stem, file=str(p)) for p in steering or ()]
     named += [ArmPlan(n, n) for n in ALWAYS if n not in {a.name for a in named}]
@@ -211,8 +213,8 @@ def _flat(row: Row) -> dict[str, Any]:
 
 
 def _suite(
-    model: str, loaded: dict[str, Any], pairs: int, data: str | None, rule: str | None, neutral: str | None,
-    items: str | None, text: str | None, layout: str | None, concept: str | None,
+    model: str, loaded: dict[str, Any], pairs: int, data: str | None, rules: tuple[str | None, str | None, str | None],
+    neutral: str | None, items: str | None, text: str | None, layout: str | None, concept: str | None,
 ) -> Suite:  # fmt: skip
     """The pilot's suite, or one from the user's files."""
     from .. import pilot
@@ -230,11 +232,12 @@ def _suite(
         return PilotSuite(
             model, pairs=pairs, neutral_pairs=pairs, batch_size=loaded["batch_size"], device=loaded["device"]
         )
+    rule, following, fluency = rules
     if rule is None:
         raise ConfigError(
             "your own data needs a rule that tells the behaviour in a reply: --rule words:a,b or regex:..."
         )
     return FileSuite(
         data, rule, model, load, layout=layout, concept=concept, neutral_file=neutral, items_file=items, text_file=text,
-        **loaded,
+        following=following, fluency=fluency, **loaded,
     )  # fmt: skip

@@ -33,7 +33,8 @@ class FileSuite(Suite):
     The contrast is split by family into training, dev and test, anew for each seed; negatives' prompts are those on
     which the behaviour is brought out, positives' those on which it is taken away. `neutral` and `items` are JSON Lines
     of examples (items need the tag `right`), `text` a plain text; what isn't given isn't measured. `load` makes the
-    engine from `model`.
+    engine from `model`. `following` and `fluency` are rules, as `rule` is, for whether a reply follows its instruction and reads
+    well.
     """
 
     data: str
@@ -51,6 +52,8 @@ class FileSuite(Suite):
     text_file: str | None = None
     batch_size: int = 32
     name: str | None = None
+    following: str | None = None
+    fluency: str | None = None
 
     def engine(self) -> Trainable:
         return self.load(
@@ -75,6 +78,12 @@ class FileSuite(Suite):
 
     def judge(self, task: str) -> Judge:
         return parse_rule(self.rule)
+
+    def follows(self, task: str, direction: Direction) -> Judge | None:
+        return None if self.following is None else parse_rule(self.following)
+
+    def fluent(self) -> Judge | None:
+        return None if self.fluency is None else parse_rule(self.fluency)
 
     def prompt_settings(self, task: str, seed: int) -> dict[str, Any]:
         return {} if self._part("train", seed).concept else {"positive": f"Bring {task} into your answer."}
@@ -142,6 +151,12 @@ class ManySuite(Suite):
 
     def prompt_settings(self, task: str, seed: int) -> dict[str, Any]:
         return self._of(task).prompt_settings(task, seed)
+
+    def follows(self, task: str, direction: Direction) -> Judge | None:
+        return self._of(task).follows(task, direction)
+
+    def fluent(self) -> Judge | None:
+        return self.parts[0].fluent()
 
     def items(self, split: Split, n: int, seed: int) -> Sequence[Example]:
         return self.parts[0].items(split, n, seed)

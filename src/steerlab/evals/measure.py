@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from ..contrast import Example
 from ..engines.base import Reply, Sampling, Trainable
-from ..judges.base import Judge
+from ..judges.base import Judge, Score
 from ..judges.fluency import repetition
 from ..methods.objectives import kl
 from ..steering import Steering
@@ -79,13 +79,15 @@ def measure_effects(
     """The effects of each steering (None: the model as it is) on the same prompts, greedily decoded."""
     prompts = list(suite.prompts(task, direction, split, amounts.prompts, seed))
     replies = _replies(engine, prompts, steerings, amounts.tokens)
-    judge, follows, fluent = suite.judge(task), suite.follows(task, direction), suite.fluent()
-    found: list[Effects] = []
-    for n in range(len(steerings)):
-        here = Effects()
-        for prompt, reply in zip(prompts, replies[n * len(prompts) : (n + 1) * len(prompts)], strict=True):
-            _judge(here, reply.text, prompt, judge, follows, fluent, direction)
-        found.append(here)
+    judges = (suite.judge(task), suite.follows(task, direction), suite.fluent())
+    texts = [reply.text for reply in replies]
+    scores = [
+        None if j is None else j.scores(texts, prompts * len(steerings)) for j in judges
+    ]  # judges ask many at once
+    found = [Effects() for _ in steerings]
+    for n, text in enumerate(texts):
+        of = [None if s is None else s[n] for s in scores]
+        _note(found[n // len(prompts)], text, prompts[n % len(prompts)], judges, of, direction)
     return found
 
 
@@ -109,23 +111,24 @@ def _replies(
 _said: WeakKeyDictionary[Trainable, dict[tuple[tuple[Example, ...], int], list[Reply]]] = WeakKeyDictionary()
 
 
-def _judge(
+def _note(
     into: Effects,
     text: str,
     prompt: Example,
-    judge: Judge,
-    follows: Judge | None,
-    fluent: Judge | None,
+    judges: tuple[Judge, Judge | None, Judge | None],
+    scores: Sequence[Score | None],
     direction: Direction,
 ) -> None:
-    score = judge(text, prompt)
-    present = judge.present(score)
+    """Note what the judges of the behaviour, of following and of fluency say of one reply."""
+    score = scores[0]
+    assert score is not None
+    present = judges[0].present(score)
     effect = None if present is None else float(present if direction == "elicit" else not present)
     verdicts: list[float | None] = [effect]
-    for one, values in ((follows, into.follows), (fluent, into.fluent)):
-        if one is None:
+    for one, given, values in zip(judges[1:], scores[1:], (into.follows, into.fluent), strict=True):
+        if one is None or given is None:
             continue
-        good = one.present(one(text, prompt))
+        good = one.present(given)
         values.append(None if good is None else float(good))
         verdicts.append(values[-1])
     into.effect.append(effect)

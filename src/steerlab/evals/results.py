@@ -114,6 +114,25 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Values:
+    """What one fit gave on test, value by value, so that arms can be compared in pairs (`evals.compare`).
+
+    `measures` are lists, None where nothing could be judged. `prompts` and `items` name what they were measured on (a digest):
+    values are pairs only where these are the same.
+    """
+
+    task: str
+    arm: str
+    direction: Direction
+    setting: Literal["unit", "tuned"]
+    seed: int
+    strength: float
+    prompts: str
+    items: str
+    measures: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
 class Results:
     """An evaluation: its configuration, its figures, and what it took."""
 
@@ -134,10 +153,16 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
     failed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])  # of a sweep: unit, reason, attempts
+    values: list[Values] = field(default_factory=list[Values])
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """As JSON, written beside and renamed."""
-        return write_text(path, json.dumps({"format": FORMAT, **_plain(self)}, indent=1, ensure_ascii=False) + "\n")
+        """As JSON, written beside and renamed; a line for each fit's values, which are many."""
+        plain = _plain(self)
+        rows = ",\n  ".join(
+            json.dumps(_short(row), ensure_ascii=False, separators=(",", ":")) for row in plain.pop("values")
+        )
+        head = json.dumps({"format": FORMAT, **plain}, indent=1, ensure_ascii=False).removesuffix("\n}")
+        return write_text(path, f'{head},\n "values": [{rows}]\n}}\n')
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -146,6 +171,7 @@ class Results:
             row = json.loads(Path(path).read_text(encoding="utf-8"))
             if row.pop("format") != FORMAT:
                 raise ArtefactError(f"{path} holds results of another format; expected {FORMAT}.")
+            row.setdefault("values", [])  # of a run before they were kept
             for name, kind in _LISTS.items():
                 row[name] = [_built(kind, r) for r in row[name]]
             return cls(**row)
@@ -157,6 +183,7 @@ class Results:
 
 _LISTS: dict[str, type[Any]] = {
     "arms": Arm, "points": Point, "costs": Cost, "table": Row, "layers": Layer, "samples": Sample,
+    "values": Values,
 }  # fmt: skip
 
 
@@ -168,6 +195,12 @@ def _plain(thing: object) -> Any:
     if isinstance(thing, list):
         return [_plain(v) for v in cast("list[object]", thing)]
     return thing
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """With whole numbers as such: most values are 0 or 1, and there are many."""
+    told = {name: [int(v) if v is not None and v == int(v) else v for v in vs] for name, vs in row["measures"].items()}
+    return {**row, "measures": told}
 
 
 def _built(kind: type[Any], row: Mapping[str, Any]) -> Any:

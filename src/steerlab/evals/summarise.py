@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any, Protocol, cast
 
 from ..artefact import plain
-from .results import Arm, Cost, Direction, Layer, Point, Results, Row, Sample
+from .results import Arm, Cost, Direction, Layer, Point, Results, Row, Sample, Values
 from .stats import Clusters, Estimate, bootstrap
 from .suite import Suite, Task
 from .unit import DIRECTIONS, Plan
@@ -80,6 +82,7 @@ def summarise(
         table=table(plan, tasks, by_task),
         samples=list(_samples(plan, by_task)),
         layers=list(layers),
+        values=list(_values(plan, by_task)),
         meter=meter,
         notes=list(notes),
         failed=list(failed),
@@ -219,6 +222,32 @@ def _samples(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Sample]:
                 for n in range(min(plan.samples, len(found["test"][0]["effects"]["texts"]))):
                     cells = [(0.0, plain), *((c["strength"], c["effects"]) for c in found["test"])]
                     yield Sample(task, arm.name, direction, plain["prompts"][n], [_reply(s, e, n) for s, e in cells])
+
+
+def _values(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Values]:
+    """Every fit's values at unit strength and at the tuned one, the unsteered model's first."""
+    for task, fits in by_task.items():
+        for unit in fits:
+            for direction in DIRECTIONS:
+                plain, base = unit["plain"]["test"][direction], unit["base"]["test"]
+                # the unsteered model's answers to them tell one draw of items from another; capability is theirs less `lost`
+                on = (_short(plain["prompts"]), _short([base["capability"], base["refused"]]))
+                told = {**{k: plain[k] for k in EFFECTS}, **{k: base[k] for k in ("capability", "wrong", "refused")}}
+                yield Values(task, "unsteered", direction, "unit", unit["seed"], 0.0, *on, told)
+                for arm in plan.arms:
+                    for setting in ("unit", "tuned"):
+                        found = cell(unit, arm.name, direction, "test", setting)
+                        if found is not None:
+                            told = {
+                                **{k: found["effects"][k] for k in EFFECTS},
+                                **{k: found["costs"][k] for k in COSTS if k != "capability"},
+                            }
+                            strength = found["strength"]
+                            yield Values(task, arm.name, direction, setting, unit["seed"], strength, *on, told)
+
+
+def _short(thing: object) -> str:
+    return sha256(json.dumps(thing, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def _reply(strength: float, effects: dict[str, Any], n: int) -> dict[str, Any]:

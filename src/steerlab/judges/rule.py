@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError
 from .base import Judge, Score
@@ -73,6 +73,28 @@ class _Cues:
         tokens = _WORD.findall(low)
         hits = {s for s in map(stem, tokens) if s in self.stems}
         return hits | {p for p, pattern in self.phrases.items() if pattern.search(low)}
+
+
+@dataclass(frozen=True)
+class RuleJudge(Judge):
+    """A rule in a line of text (`judges.spec` has the forms), with that rule's own threshold."""
+
+    rule: str = "capitals"
+    threshold: float = field(init=False, default=0.5)
+    _made: Judge = field(init=False, repr=False, compare=False)
+    tried: ClassVar[Mapping[str, Any]] = {"rule": "words:storm,thunder,lightning,rain"}
+    shows: ClassVar[tuple[str, ...]] = ("Thunder rolled. The rain came with lightning.",)
+    lacks: ClassVar[tuple[str, ...]] = ("A quiet evening. The lamp was lit and we read.",)
+
+    def __post_init__(self) -> None:
+        from .spec import parse_rule
+
+        object.__setattr__(self, "_made", parse_rule(self.rule))
+        object.__setattr__(self, "threshold", self._made.threshold)
+
+    def __call__(self, reply: str, example: Example) -> Score:
+        """What the rule says."""
+        return self._made(reply, example)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,23 @@
-"""A judge from a line of text, for the command line and YAML: `words:sad,gloomy`, `words:@file`, `regex:...`."""
+"""A judge from a line of text, for the command line and YAML: `words:sad,gloomy`, `form:json`, `llm,model=...,concept=...`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from .. import plugins
 from ..errors import ConfigError, nearest
-from .base import Judge
+from .base import Judge, judge
 from .rule import CapitalsJudge, LexiconJudge, PatternJudge
 
 FORMS = {
     "words": "words:sad,gloomy,tears or words:@FILE (one a line)",
     "regex": "regex:PATTERN",
     "capitals": "capitals",
+    "language": "language:de",
+    "form": "form:json, form:sentences<=3, ...",
+    "sentiment": "sentiment:positive or sentiment:negative,@FILE",
 }
 
 
@@ -20,7 +25,9 @@ def parse_rule(text: str) -> Judge:
     """The judge that a rule names. Raises `ConfigError` with the forms there are.
 
     `words:` counts different words of a list, spread over the sentences; `regex:` the share of sentences that match;
-    `capitals` the share of letters that are capital.
+    `capitals` the share of letters that are capital; `language:` the share of words in sentences of a language; `form:` how far a
+    form is kept; `sentiment:` how positive or negative it is. Any judge by its name, or by its file, takes its settings after
+    commas: `classifier,model=FOLDER,label=formal`, `./mine.py,least=3`.
     """
     kind, _, rest = text.partition(":")
     if kind == "words" and rest:
@@ -33,7 +40,36 @@ def parse_rule(text: str) -> Judge:
         return PatternJudge(rest)
     if kind == "capitals" and not rest:
         return CapitalsJudge()
-    raise ConfigError(f"a rule is {text!r}. {nearest(kind, FORMS)} Forms: {'; '.join(FORMS.values())}.")
+    if kind in ("language", "form") and rest:
+        return judge(kind, {kind: rest})
+    if kind == "sentiment" and rest:
+        pole, _, file = rest.partition(",@")
+        return judge("sentiment", {"pole": pole, "lexicon": file})
+    name = text.split(",", 1)[0]
+    if name.endswith(".py") or name.replace("-", "_") in plugins.names("judges"):
+        return judge(name, _settings(text))
+    near = nearest(kind, [*FORMS, *plugins.names("judges")])
+    near = nearest(kind, [*FORMS, *plugins.names("judges")])
+    raise ConfigError(f"a rule is {text!r}. {near} Forms: {'; '.join(FORMS.values())}; or JUDGE,key=value.")
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """`NAME,key=value,key=value`; a comma inside a value is doubled."""
+    import yaml
+
+    pieces = [p.replace("\0", ",") for p in text.replace(",,", "\0").split(",")][1:]
+    found: dict[str, Any] = {}
+    for piece in pieces:
+        key, equals, value = piece.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"the judge {text!r} has the piece {piece!r}; it is written NAME,key=value,... (a comma in a value: ,,)."
+            )
+        try:
+            found[key.strip()] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError:
+            found[key.strip()] = value
+    return found
 
 
 def _words(given: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The pytest plug-in: `--steerlab-methods` picks the methods that are held to the contract, `--full` the whole product.
+"""The pytest plug-in: `--steerlab-methods` and `--steerlab-judges` pick what is held to the contract, `--full` the whole product.
 
 It loads nothing heavy, since pytest imports it in every project that has steerlab installed.
 """
@@ -16,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("steerlab")
     group.addoption("--steerlab-methods", default="", help="hold only these methods (commas between) to the contract")
     group.addoption(
+        "--steerlab-judges", default="", help="hold only these judges (names, or .py files) to the contract"
+    )
+    group.addoption(
         "--full", action="store_true", help="the whole product of architectures, parts and edits, not pairwise"
     )
 
@@ -31,7 +34,7 @@ def _pairs(names: list[str], *, full: bool) -> list[tuple[str, str]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `method_name`, `edit_kind`, `weight_kind` or `control_kind` runs once for each installed."""
+    """A test that asks for `method_name`, `judge_name` or a kind of edit or control runs once for each installed."""
     if "method_name" in metafunc.fixturenames:
         from steerlab import plugins
 
@@ -43,6 +46,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             )
         else:
             metafunc.parametrize("method_name", names)
+    if "judge_name" in metafunc.fixturenames:
+        from steerlab import plugins
+
+        chosen = [n.strip() for n in str(metafunc.config.getoption("--steerlab-judges")).split(",") if n.strip()]
+        metafunc.parametrize("judge_name", chosen or list(plugins.names("judges")))
     if "edit_kind" in metafunc.fixturenames:
         from steerlab import edits, plugins
 

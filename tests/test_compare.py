@@ -1,0 +1,282 @@
+"""Comparing: the t distribution and tests against worked values, levels, adjustments, power, and what a person reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from steerlab import cli
+from steerlab.errors import ConfigError, DataError
+from steerlab.evals.compare import Ask, Side, compare, paired, sides
+from steerlab.evals.inference import benjamini_hochberg, difference, holm, level_of, student_cdf, student_quantile
+from steerlab.evals.power import Components, Design, concepts_needed, power, prompts_needed, smallest
+from steerlab.evals.results import Arm, Results, Values
+
+# --- the t distribution ---------------------------------------------------------------------------------------------------------
+
+
+def test_student_has_its_closed_forms():
+    for t in (-30.0, -2.5, -0.3, 0.0, 0.7, 4.0):
+        assert student_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=1e-12)  # Cauchy
+        assert student_cdf(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)), abs=1e-12)
+        assert student_cdf(t, math.inf) == pytest.approx(0.5 * math.erfc(-t / math.sqrt(2)), abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("df", "bound"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (30, 2.04227), (1000, 1.96234)]
+)
+def test_quantiles_are_those_of_the_tables(df, bound):
+    assert student_quantile(0.975, df) == pytest.approx(bound, rel=1e-5)
+    assert student_quantile(0.025, df) == pytest.approx(-bound, rel=1e-5)
+    assert student_cdf(student_quantile(0.83, df), df) == pytest.approx(0.83, abs=1e-10)
+
+
+def test_student_agrees_with_scipy_where_it_is_there():
+    stats = pytest.importorskip("scipy.stats")
+    for df in (1, 3, 7.5, 25, 400, 1e5):
+        for t in (-40.0, -3.0, -1e-3, 0.5, 2.0, 9.0):
+            assert student_cdf(t, df) == pytest.approx(stats.t.cdf(t, df), rel=1e-8, abs=1e-13)
+    design, of = Design(10, 3, 24, "concepts"), Components(0.02, 0.01, 0.3)
+    for true in (0.0, 0.05, 0.2, 0.4):
+        shift, bound = true / design.error(of), stats.t.ppf(0.975, 9)
+        exact = stats.nct.sf(bound, 9, shift) + stats.nct.cdf(-bound, 9, shift)
+        assert power(true, design, of) == pytest.approx(exact, abs=1e-4)
+
+
+# --- differences ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_over_concepts_is_the_paired_t_test_of_their_means():
+    units = [0.1, 0.3, -0.05, 0.2, 0.15, 0.0]
+    found = difference([[[u - 0.1, u + 0.1], [u]] for u in units])
+    mean, deviation = np.mean(units), np.std(units, ddof=1)
+    assert found.level == "concepts" and found.df == 5 and found.units == 6 and found.pairs == 18
+    assert found.mean == pytest.approx(mean)
+    assert found.error == pytest.approx(deviation / math.sqrt(6))
+    assert found.high - found.mean == pytest.approx(2.570582 * deviation / math.sqrt(6), rel=1e-6)
+    assert found.p == pytest.approx(2 * student_cdf(-mean / found.error, 5))
+    assert found.standardised == pytest.approx(mean / deviation * (1 - 3 / 19))
+
+
+def test_the_level_is_the_widest_that_the_numbers_can_speak_for():
+    assert level_of([[[1.0]]] * 5) == "concepts"
+    assert level_of([[[1.0], [0.0]]] * 4) == "fits"
+    assert level_of([[[1.0, 0.0]], [[1.0], [0.0]]]) == "prompts"
+    fits = difference([[[0.0, 0.2], [0.4]], [[0.1], [0.3]]])
+    assert (fits.level, fits.df, fits.units) == ("fits", 2, 4)
+    pooled = (np.var([0.1, 0.4], ddof=1) + np.var([0.1, 0.3], ddof=1)) / 2
+    assert fits.error == pytest.approx(math.sqrt(pooled * (0.25 / 2 + 0.25 / 2)))
+    with pytest.raises(ConfigError, match="one concept says nothing about others"):
+        difference([[[0.1, 0.2], [0.3, 0.1]]], level="concepts")
+    with pytest.raises(ConfigError, match="no two fits of a concept"):
+        difference([[[0.1, 0.2]]], level="fits")
+
+
+def test_missing_pairs_are_counted_and_never_zero():
+    found = difference([[[1.0, None, 0.0, None]], [[None]], [[1.0, 1.0]]])
+    assert (found.pairs, found.missing, found.mean) == (4, 3, 0.75)
+    assert difference([[[None]], []]) is None
+    assert (found.better, found.worse, found.same) == (0.75, 0.0, 0.25)
+
+
+def test_pairs_that_never_differ_exclude_no_more_than_their_number_can():
+    same = difference([[[0.0] * 30]])
+    assert same.p == 1.0 and same.mean == 0 and same.standardised is None
+    assert same.high == pytest.approx(0.1, abs=1e-3) and same.low == -same.high
+    always = difference([[[1.0] * 30]])
+    assert always.p < 1e-8 and always.high == 1.0 and always.low == pytest.approx(0.9, abs=1e-3)
+    assert difference([[[1.0] * 3]]).p == 0.25, "three of three is no proof"
+
+
+def test_adjusted_p_are_those_of_worked_cases():
+    ps = [0.01, 0.04, 0.03, 0.005]
+    assert holm(ps) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert benjamini_hochberg(ps) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
+    rng = np.random.default_rng(0)
+    some = rng.random(20).tolist()
+    assert all(p <= b <= h for p, b, h in zip(some, benjamini_hochberg(some), holm(some), strict=True))
+
+
+# --- power ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_components_of_planted_variances_are_found():
+    rng = np.random.default_rng(0)
+    grown = []
+    for _ in range(200):
+        concept = rng.normal(0, 0.3)
+        fits = concept + rng.normal(0, 0.2, 6)
+        grown.append([(f + rng.normal(0, 0.5, 20)).tolist() for f in fits])
+    of = Components.of(grown)
+    assert of.prompts == pytest.approx(0.25, rel=0.05)
+    assert of.fits == pytest.approx(0.04, rel=0.15)
+    assert of.concepts == pytest.approx(0.09, rel=0.25)
+    with pytest.raises(ConfigError, match="no fit has two prompts"):
+        Components.of([[[1.0]], [[0.0]]])
+
+
+def test_power_rises_from_alpha_and_what_is_needed_is_the_fewest():
+    of, design = Components(0.0, 0.001, 0.3), Design(10, 3, 24, "concepts")
+    assert power(0.0, design, of) == pytest.approx(0.05, abs=1e-4)
+    rising = [power(d, design, of) for d in (0.0, 0.02, 0.05, 0.1, 0.2)]
+    assert rising == sorted(rising) and rising[-1] > 0.99
+    n = prompts_needed(0.05, design, of)
+    assert power(0.05, replace(design, prompts=n), of) >= 0.8 > power(0.05, replace(design, prompts=n - 1), of)
+    least = smallest(replace(design, prompts=n), of)
+    assert least == pytest.approx(0.05, rel=0.02) and least <= 0.05
+    assert prompts_needed(0.05, design, Components(0.1, 0.0, 0.3)) is None, (
+        "concepts vary too much for any number of prompts"
+    )
+    wide = concepts_needed(0.05, design, Components(0.1, 0.0, 0.3))
+    assert 300 < wide < 400
+    assert smallest(Design(1, 1, 1, "prompts"), of) is None
+
+
+# --- from files -----------------------------------------------------------------------------------------------------------------
+
+
+def results(*, arms, tasks=6, seeds=2, n=30, seed=0, group="concepts") -> Results:
+    """Made-up values: `arms` maps a name to its share of successes; all arms meet the same prompts."""
+    rng = np.random.default_rng(seed)
+    values = []
+    for t in range(tasks):
+        for s in range(seeds):
+            hard = rng.random(n)
+            for name, share in arms.items():
+                joint = [None if u < 0.02 else float(u < share) for u in hard * 0.7 + rng.random(n) * 0.3]
+                for direction in ("elicit", "suppress"):
+                    for setting in ("unit", "tuned"):
+                        told = {"joint": joint, "lost": (rng.random(n) < 0.1).astype(float).tolist()}
+                        values.append(Values(f"t{t}", name, direction, setting, s, 1.0, f"p{t}{s}", f"i{t}{s}", told))
+    return Results(
+        run="r", created="", title="", model={}, config={}, tasks=[{"name": f"t{t}", "group": group} for t in range(tasks)],
+        arms=[Arm("unsteered", "unsteered"), *(Arm(a, a) for a in arms)], strengths=[1.0], points=[], costs=[], table=[],
+        values=values,
+    )  # fmt: skip
+
+
+def both(**settings):
+    found = results(arms={"good": 0.8, "bad": 0.3}, **settings)
+    return Side(found, "good", "good"), Side(found, "bad", "bad")
+
+
+def test_the_sentence_says_who_is_better_by_how_much_and_what_it_holds_for():
+    good, bad = both()
+    answers = compare(good, [bad])
+    assert [(a.measure, a.direction) for a in answers] == [
+        (m, d) for d in ("elicit", "suppress") for m in ("joint", "lost")
+    ]
+    first = answers[0]
+    assert first.verdict == "better" and first.questions == 4 and first.adjusted >= first.found.p
+    assert first.sentence.startswith("good is better than bad at eliciting: joint success is ")
+    for part in (" points higher (95% interval ", "p < .001 by Holm over 4 questions", "6 tasks × 2 fits × ", "pairs not judged",
+                 "It holds for tasks like these."):  # fmt: skip
+        assert part in first.sentence
+    cost = answers[1]
+    assert cost.verdict == "not told apart" and "can't be told apart at eliciting: capability lost is" in cost.sentence
+    assert "to see 5.0 points it takes" in cost.plan or "within its reach" in cost.plan
+    back = compare(bad, [good])[0]
+    assert back.verdict == "worse" and back.found.mean == -first.found.mean and back.found.p == first.found.p
+
+
+def test_less_of_a_cost_is_better():
+    found = results(arms={"a": 0.5, "b": 0.5})
+    dear = [replace(v, measures={**v.measures, "lost": [1.0] * 30}) if v.arm == "b" else v for v in found.values]
+    a, b = (Side(replace(found, values=dear), n, n) for n in "ab")
+    assert compare(a, [b], Ask(measures=("lost",)))[0].verdict == "better"
+    assert compare(b, [a], Ask(measures=("lost",)))[0].verdict == "worse"
+
+
+def test_the_unsteered_model_stands_beside_every_setting():
+    found = results(arms={"unsteered": 0.1, "good": 0.8})
+    kept = [v for v in found.values if not (v.arm == "unsteered" and v.setting == "tuned")]
+    found = replace(found, values=kept)
+    told = compare(Side(found, "good", "good"), [Side(found, "unsteered", "unsteered")], Ask(measures=("joint",)))
+    assert {a.verdict for a in told} == {"better"}
+
+
+def test_arms_that_met_other_prompts_are_refused():
+    one, other = results(arms={"a": 0.5}), results(arms={"b": 0.5})
+    moved = replace(other, values=[replace(v, prompts="others") for v in other.values])
+    with pytest.raises(DataError, match="met other prompts on 't0' with seed 0"):
+        compare(Side(one, "a", "a"), [Side(moved, "b", "b")], Ask(measures=("joint",)))
+    assert compare(Side(one, "a", "a"), [Side(moved, "b", "b")], Ask(measures=("lost",))), "items are the same"
+    with pytest.raises(DataError, match="no values in common"):
+        compare(Side(one, "a", "a"), [Side(replace(other, values=[]), "b", "b")])
+    with pytest.raises(ConfigError, match=r"no measure 'joints'. Did you mean 'joint'"):
+        Ask(measures=("joints",))
+    with pytest.raises(ConfigError, match="only a to compare"):
+        compare(Side(one, "a", "a"), [])
+
+
+def test_what_only_one_arm_has_is_left_out_and_said():
+    good, bad = both()
+    less = replace(bad.results, values=[v for v in bad.results.values if not (v.arm == "bad" and v.task == "t3")])
+    clusters, notes = paired(good, Side(less, "bad", "bad"), "elicit", "joint", Ask())
+    assert len(clusters) == 5 and "t3" in notes[0]
+    assert len(paired(good, bad, "elicit", "joint", Ask(tasks=("t1",)))[0]) == 1
+    assert not paired(good, bad, "elicit", "joint", Ask(groups=("refusal",)))[0]
+
+
+def test_values_survive_the_file_and_the_command_line_tells_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    found = results(arms={"good": 0.8, "bad": 0.3, "other": 0.3})
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        found.save(tmp_path / name / "results.json")
+    assert Results.load(tmp_path / "one" / "results.json") == found
+
+    def run(*words):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["compare", *words])
+        told = capsys.readouterr()
+        return end.value.code or 0, told.out, told.err
+
+    code, out, _ = run(str(tmp_path / "one"), "--measure", "joint", "--direction", "elicit")
+    assert code == 0 and "good is better than bad at eliciting" in out and "good is better than other" in out
+    code, out, _ = run(f"{tmp_path}/one:bad", f"{tmp_path}/two/results.json:bad", "--json", "--measure", "joint")
+    rows = json.loads(out)
+    assert [(r["a"], r["b"], r["verdict"]) for r in rows] == [("one:bad", "two:bad", "not told apart")] * 2
+    assert rows[0]["p"] == 1.0 and rows[0]["mean"] == 0
+    assert run(f"{tmp_path}/one:goood", f"{tmp_path}/two")[0] == 2
+    code, _, err = run(str(tmp_path / "one"), "--arm", "good", "--arm", "bat")
+    assert code == 2 and "Did you mean 'bad'?" in err
+    code, _, err = run(str(tmp_path / "three"))
+    assert code == 2 and "there is no run" in err
+
+
+def test_a_file_of_an_older_run_loads_and_has_no_values(tmp_path):
+    found = results(arms={"a": 0.5, "b": 0.5})
+    found.save(tmp_path / "results.json")
+    row = json.loads((tmp_path / "results.json").read_text())
+    del row["values"]
+    (tmp_path / "results.json").write_text(json.dumps(row))
+    old = sides([tmp_path / "results.json"])
+    with pytest.raises(DataError, match="older version"):
+        compare(old[0], old[1:])
+
+
+def test_a_real_evaluation_can_be_compared(tmp_path):
+    from steerlab.evals.run import run as evaluated
+    from steerlab.evals.summarise import summarise
+    from steerlab.evals.unit import ArmPlan
+    from test_evals import PlantedSuite, plan
+
+    arms = (ArmPlan("diff_means", "diff_means", {"site": "0"}), ArmPlan("random", "random", {"site": "0"}))
+    suite, asked = PlantedSuite(), plan(arms=arms, strengths=(1.0,), curves=False)
+    units = evaluated(suite, asked, tmp_path)
+    found = summarise(suite, asked, units, suite.engine(), run="r", title="t", meter={})
+    by_arm = {s.arm: s for s in (Side(found, a.name, a.name) for a in found.arms)}
+    answers = compare(by_arm["diff_means"], [by_arm["random"], by_arm["unsteered"]], Ask(measures=("degree", "kl")))
+    eliciting = {(a.b, a.measure): a.found for a in answers if a.direction == "elicit"}
+    told = {r.arm: r for r in found.table if r.direction == "elicit" and r.setting == "unit"}
+    assert told["diff_means"].degree.mean > told["random"].degree.mean
+    for name in ("random", "unsteered"):
+        assert eliciting[name, "degree"].mean == pytest.approx(told["diff_means"].degree.mean - told[name].degree.mean)
+    assert eliciting["random", "kl"].mean == pytest.approx(told["diff_means"].kl.mean - told["random"].kl.mean)
+    assert ("unsteered", "kl") not in eliciting, "it has no distance to itself"
