@@ -136,9 +136,8 @@ class Decay:
 
     def reaches(self, wanted: float) -> float | None:
         """The smallest positive strength within what was measured at which the curve is as high; None where it never is."""
-        return _crossing(
-            np.linspace(0, max(self.strengths), 4001), self(np.linspace(0, max(self.strengths), 4001)), wanted
-        )
+        m = np.linspace(0, max(self.strengths), 4001)
+        return _crossing(m, self(m), wanted)
 
     def plateau(self, share: float = 0.05) -> tuple[float, float]:
         """The strengths around 0 between which the curve stays within a share of its value at 0, as far as was measured."""
@@ -220,17 +219,20 @@ def _least_squares(off: Callable[[Array], Array], start: Array, steps: int = 60)
     for _ in range(steps):
         jacobian = np.stack([(off(x + 1e-6 * e) - r) / 1e-6 for e in np.eye(len(x))], axis=1)
         normal, gradient = jacobian.T @ jacobian, jacobian.T @ r
-        while damping < 1e8:
+        better: tuple[Array, Array] | None = None
+        while better is None and damping < 1e8:
             step = np.linalg.solve(normal + damping * (np.diag(np.diag(normal)) + 1e-9 * np.eye(len(x))), -gradient)
-            now = off(x + np.clip(step, -2, 2))
+            tried = x + np.clip(step, -2, 2)
+            now = off(tried)
             if now @ now < r @ r:
-                break
-            damping *= 4
-        else:
-            return x
-        gained = 1 - (now @ now) / (r @ r)
-        x, r, damping = x + np.clip(step, -2, 2), now, max(damping / 6, 1e-9)
-        if gained < 1e-9:
+                better = (tried, now)
+            else:
+                damping *= 4
+        if better is None:
+            break
+        settled = float(r @ r - better[1] @ better[1]) <= 1e-9 * float(r @ r)
+        (x, r), damping = better, max(damping / 6, 1e-9)
+        if settled:
             break
     return x
 
