@@ -28,9 +28,9 @@ class Family:
 
 
 FAMILIES = (
-    Family("subspaces, clamped", "cdas rank 4", ("cdas rank 1", "cdas rank 4", "cdas rank 16", "cdas_free", "das", "kl_das", "pdas", "random clamp")),
+    Family("subspaces, clamped", "cdas rank 4", ("cdas rank 1", "cdas rank 4", "cdas rank 16", "cdas push", "cdas_free", "das", "kl_das", "pdas", "random clamp")),
     Family("CDAS as published", "cdas published", ("cdas published",)),
-    Family("directions, read", "diff_means", ("diff_means", "diff_means paired", "pca", "probe", "ablation", "random")),
+    Family("directions, read", "diff_means", ("diff_means", "diff_means paired", "pca", "probe", "raptor", "ablation", "random")),
     Family("vectors, trained", "lm_vector", ("lm_vector", "reft_r1", "reps", "bipo", "split", "prosv")),
 )  # fmt: skip
 OWN = "their own"  # sites: several blocks, the answer's last token, or weights

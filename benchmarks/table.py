@@ -79,9 +79,9 @@ def parts(world: str, arms: tuple[ArmPlan, ...], given: argparse.Namespace) -> t
         )  # fmt: skip
 
     if world == "stories":
-        from stories_suite import SENTENCES, StoriesSuite
+        from stories_suite import CONCEPTS, StoriesSuite
 
-        concepts = tuple(SENTENCES)[: 1 if given.quick else None]
+        concepts = CONCEPTS[: 1 if given.quick else None]
         pairs = 8 if given.quick else 48
         return (Part("concepts", StoriesSuite(pairs=pairs), plan(concepts, given.seeds)),)
     concepts = tuple(c.name for c in pilot.concepts(world))[:: given.every]
@@ -254,7 +254,7 @@ def took(plan: Plan, units: Units, journal: Journal) -> dict[str, dict[str, list
                 path = journal.steering_path(_unit(by_inputs, unit.needs), task)
                 mine.kib.extend([path.stat().st_size / 1024] if path.is_file() else [])
             if measured is not None:
-                mine.measuring.append(measured["meter"]["seconds"])
+                mine.measuring.append(measured["meter"]["cpu_seconds"])
         found[arm.name] = asdict(mine)
     return found
 

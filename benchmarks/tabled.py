@@ -188,16 +188,19 @@ def _details(done: Finished, place: Cell) -> list[str]:
     ]
     lines = [*_table(heads)]
     for arm in done.arms:
-        for setting in SETTINGS:
-            row = done.row(arm, place, setting)
-            if row is not None:
-                missing = f" +{row.effect.missing}" if row.effect.missing else ""
-                worst = "–" if row.worst is None else f"{100 * row.worst:.0f}"
-                lines.append(_line([
-                    arm, f"{row.strength} {setting}" if row.strength != "0" else "0", _percent(row.effect), _percent(row.joint),
-                    _percent(row.lost), _percent(row.wrong), _percent(row.refused), _number(row.kl, 3), _number(row.perplexity, 2),
-                    _percent(row.repetition), f"{row.effect.n}{missing}", worst,
-                ]))  # fmt: skip
+        unit, tuned = (done.row(arm, place, setting) for setting in SETTINGS)
+        same = unit is not None and tuned is not None and unit.strength == tuned.strength
+        for row in (unit, None if same else tuned):
+            if row is None:
+                continue
+            missing = f" +{row.effect.missing}" if row.effect.missing else ""
+            worst = "–" if row.worst is None else f"{100 * row.worst:.0f}"
+            setting = "unit and tuned" if same else row.setting if row.strength != "0" else ""
+            lines.append(_line([
+                arm, f"{row.strength} {setting}".strip(), _percent(row.effect), _percent(row.joint), _percent(row.lost),
+                _percent(row.wrong), _percent(row.refused), _number(row.kl, 3), _number(row.perplexity, 2),
+                _percent(row.repetition), f"{row.effect.n}{missing}", worst,
+            ]))  # fmt: skip
     return lines
 
 
@@ -240,9 +243,10 @@ def _percent(e: Estimate) -> str:
 def _number(e: Estimate, decimals: int) -> str:
     if e.mean is None:
         return "–"
+    form = f".{decimals}f" if e.mean < 100 else ".2g"
     if e.low is None or e.high is None:
-        return f"{e.mean:.{decimals}f}"
-    return f"{e.mean:.{decimals}f} [{e.low:.{decimals}f}, {e.high:.{decimals}f}]"
+        return format(e.mean, form)
+    return f"{e.mean:{form}} [{e.low:{form}}, {e.high:{form}}]"
 
 
 # --- the frontier ---------------------------------------------------------------------------------------------------
@@ -264,7 +268,9 @@ def drawn(done: Finished, folder: Path) -> Path:
             )
         )
     ]
-    title = f"Effect against cost on {done.world}: every method at unit strength (hollow) and tuned; named is what nobody beats in both"
+    title = (
+        f"Effect against cost on {done.world} (hollow: unit strength; full: tuned): named is what nobody beats in both"
+    )
     return charts.save(panels, folder / "frontier.svg", columns=2, title=title)
 
 

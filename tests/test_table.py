@@ -99,7 +99,14 @@ def test_what_nobody_beats_is_named():
     edge = frontier.frontier(found, frontier.unsteered(ROWS, "g", "elicit"))
     assert [s.name for s in edge] == ["lucky", "cheap", "cheap, unit", "strong"]
     words = frontier.in_words(ROWS, "g", "elicit")
-    assert words.startswith("lucky (30 % for 0 points)") and "beaten" not in words
+    assert words.startswith("lucky (30 % for 0 points), then cheap (40 % for 1 points)") and "beaten" not in words
+
+
+def test_who_wins_by_less_than_the_interval_is_told_beside():
+    rows = [row("unsteered", 0.1, None, "unit"), row("first", 0.5, 0.0), row("close", 0.47, 0.0), row("far", 0.3, 0.0)]
+    rows.append(row("luck", 0.12, 0.0))  # its interval holds the unsteered model
+    assert frontier.in_words(rows, "g", "elicit") == "first (50 % for 0 points; within its interval close)"
+    assert frontier.in_words([rows[0], rows[-1]], "g", "elicit").startswith("nothing does better")
 
 
 def test_the_frontier_is_drawn(tmp_path):

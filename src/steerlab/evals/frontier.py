@@ -1,8 +1,8 @@
 """Effect against cost over all methods of an evaluation: which of them nobody beats in both, as a picture and in words.
 
 A method stands twice in a panel: at unit strength and at the strength chosen on dev. On the frontier is what has more
-effect than everything that costs no more. A cost below 0 is luck of the draw and counts as none, and what has no more
-effect than the unsteered model wins nothing.
+effect than everything that costs no more. A cost below 0 is luck of the draw and counts as none, and what isn't above the
+unsteered model with its whole interval wins nothing. Who wins by less than the interval is told with those it leaves behind.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ NAMED = 8  # marks of a panel that are named
 
 
 class Spot(NamedTuple):
-    """A method at a setting: joint success in percent, and what it costs."""
+    """A method at a setting: joint success in percent with the lower end of its interval, and what it costs."""
 
     arm: str
     setting: str
     cost: float
     gain: float
+    low: float
     words: str
 
     @property
@@ -52,14 +53,21 @@ def spots(rows: Sequence[Row], group: str, direction: Direction, cost: Cost = "l
             continue
         spent, gain = max(scale * paid.mean, nothing), 100 * row.joint.mean
         words = f"{row.arm}, {row.setting} (strength {row.strength}): joint success {gain:.0f} %, {label}: {spent:.3g}"
-        found.append(Spot(row.arm, row.setting, spent, gain, words))
+        low = gain if row.joint.low is None else 100 * row.joint.low
+        found.append(Spot(row.arm, row.setting, spent, gain, low, words))
     return found
 
 
 def frontier(found: Sequence[Spot], plain: float = 0.0) -> list[Spot]:
     """Those that nobody beats, from the cheapest on; `plain` is the unsteered model's joint success in percent."""
-    better = [s for s in found if s.gain > plain]
+    better = [s for s in found if s.low > plain]
     return [better[n] for n in undominated([(s.cost, s.gain) for s in better])]
+
+
+def near(spot: Spot, found: Sequence[Spot]) -> list[str]:
+    """The other methods that cost no more and whose effect lies within the interval of this one's."""
+    others = [s.arm for s in found if s.arm != spot.arm and s.cost <= spot.cost and s.gain >= spot.low]
+    return list(dict.fromkeys(others))
 
 
 def unsteered(rows: Sequence[Row], group: str, direction: Direction) -> float:
@@ -107,5 +115,12 @@ def in_words(rows: Sequence[Row], group: str, direction: Direction, cost: Cost =
     plain = unsteered(rows, group, direction)
     edge = frontier(found, plain)
     unit = {"lost": " points", "kl": " nats", "perplexity": " times"}[cost]
-    told = [f"{s.name} ({s.gain:.0f} % for {s.cost:.2g}{unit})" for s in edge]
+    told = [f"{s.name} ({s.gain:.0f} % for {s.cost:.2g}{unit}{_beside(near(s, found))})" for s in edge]
     return ", then ".join(told) or f"nothing does better than the unsteered model ({plain:.0f} %)"
+
+
+def _beside(names: Sequence[str], most: int = 4) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"; within its interval {', '.join(names[:most])}{more}"

@@ -57,7 +57,7 @@ def agreement(a: Measured, b: Measured, cells: Sequence[Cell], *, draws: int = 1
         )
         for m, seed in ((a, seed), (b, seed + 10_000))
     ]
-    tau, taus = kendall(*scores), _tau(*drawn)
+    tau, taus = kendall(scores[0].tolist(), scores[1].tolist()), _tau(*drawn)
     taus = taus[~np.isnan(taus)]
     low, high = np.quantile(taus, [0.025, 0.975]).tolist() if len(taus) else (None, None)
     known = {n: (float(x), float(y)) for n, x, y in zip(chosen, *scores, strict=True)}

@@ -191,7 +191,7 @@ class _Measure:
         steering = loaded(self.steering)
         if self.arm.one_sided_of:
             steering = steering.one_sided()
-        with Meter() as meter:
+        with Meter(apart=True) as meter:
             meters = {split: bench.meter(split, amounts_of(self.plan, split), self.seed) for split in SPLITS}
             found = measure_arm(bench.suite, self.plan, self.arm, steering, self.task, self.seed, bench.engine, meters)
         return {"arm": found, "meter": meter.figures()}
