@@ -48,7 +48,7 @@ def measured(engine, arm, concept: str, given: argparse.Namespace) -> dict:
     low, high = steering.domain
     chosen = [m for m in STRENGTHS if low <= m <= high]
     items = decay.rivals(pilot.contrast(concept, n=given.items, seed=1, split="test", neutral=0))
-    odds = decay.log_odds(engine, items, steering, chosen)
+    odds = decay.log_odds(engine, items, steering, chosen, given.per)
     return {
         "arm": arm.name, "concept": concept, "strengths": chosen, "seconds": seconds,
         "preference": odds.preference.tolist(), "utility": odds.utility.tolist(), "clamped": list(odds.clamped),
@@ -94,8 +94,8 @@ def told(found: dict[str, Odds], run: str) -> None:
         abs(g.strength - g.reached) for g in guesses.values() if g and g.strength is not None and g.reached is not None
     ]
     costs = [
-        abs(g.utility_there - g.cost)
-        for g in guesses.values()
+        abs(g.utility_there - g.cost) / np.ptp(found[n].mean("utility"))
+        for n, g in guesses.items()
         if g and g.utility_there is not None and g.cost is not None
     ]
     unseen = [r for g in guesses.values() if g for r in (g.preference_r2, g.utility_r2)]
@@ -108,7 +108,7 @@ def told(found: dict[str, Odds], run: str) -> None:
         bars["decay_unseen_r2_median"] = (np.median(unseen), 0.9)
     if apart:
         bars["decay_strength_off_median"] = (-np.median(apart), -0.15)
-        bars["decay_utility_off_median"] = (-np.median(costs), -0.25)
+        bars["decay_utility_off_median"] = (-np.median(costs), -0.1)  # as a share of its range
     print()
     for name, (value, goal) in bars.items():
         print(f"bar {name} {value:.3f} {goal:.3f} {run}{'' if value >= goal else '   (short)'}")
@@ -150,6 +150,9 @@ def main() -> None:
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
     parser.add_argument("--pairs", type=int, default=48, help="to fit on")
     parser.add_argument("--items", type=int, default=12, help="held-out pairs of each concept")
+    parser.add_argument(
+        "--per", default="answer", choices=("answer", "token"), help="whole answers, or the mean of their tokens"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/decay"))
     parser.add_argument("--quick", action="store_true", help="one epoch, 8 pairs, 2 items, one concept: does it run?")
     given = parser.parse_args()
@@ -183,7 +186,7 @@ def main() -> None:
 def kept(engine, arm, concept: str, given: argparse.Namespace) -> dict:
     """What `measured` gives, from disk where an earlier run of the same code has it."""
     asked = json.dumps(
-        [arm.method, arm.settings, concept, given.pairs, given.items, STRENGTHS, code_digest()],
+        [arm.method, arm.settings, concept, given.pairs, given.items, given.per, STRENGTHS, code_digest()],
         sort_keys=True,
         default=str,
     )

@@ -59,13 +59,16 @@ TOKENS = 48
 
 @dataclass(frozen=True)
 class PronounJudge(Judge):
-    """The share of some pronouns among those of the third person; missing for a text without any."""
+    """The share of some pronouns among those of the third person; 0 in a text without any, missing for an empty one."""
 
     wanted: frozenset[str]
 
     def __call__(self, reply: str, example: sl.Example) -> Score:
-        found = [w for w in words_of(reply) if w in SHE | HE | THEY]
-        return Score(sum(w in self.wanted for w in found) / len(found)) if found else Score.missing("no pronoun")
+        words = words_of(reply)
+        found = [w for w in words if w in SHE | HE | THEY]
+        if not words:
+            return Score.missing("the reply is empty")
+        return Score(sum(w in self.wanted for w in found) / max(1, len(found)), f"{len(found)} pronouns")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,12 @@ def test_answers_that_are_all_but_sure_are_counted():
     assert odds.utility[0, 0] == pytest.approx(math.log((math.exp(-0.1) + math.exp(-0.2)) / decay.LEAST))
 
 
+def test_answers_of_any_length_have_a_utility():
+    """exp(−900) is 0 in floating point; the log-odds are still right."""
+    odds = odds_of([0.0], np.array([[[900.0, 950.0]]]))
+    assert odds.utility[0, 0] == pytest.approx(-900, abs=1e-9) and odds.preference[0, 0] == 50
+
+
 def test_d_is_one_at_its_peak_and_falls_from_there():
     side = Side(0.5, 2.0, 1.5)
     m = np.linspace(0.5, 4, 50)
@@ -151,4 +157,6 @@ def test_a_real_steering_moves_preference():
     low, plain, high = odds.mean("preference")
     assert low <= plain < high
     direct = engine.logprobs([rivals(data)[0][0]])[0].mean() - engine.logprobs([rivals(data)[0][1]])[0].mean()
-    assert odds.preference[1, 0] == pytest.approx(float(direct), abs=1e-5)
+    by_token = log_odds(engine, rivals(data)[:1], steering, [0.0], per="token")
+    assert by_token.preference[0, 0] == pytest.approx(float(direct), abs=1e-5)
+    assert sum(odds.clamped) == 0  # whole answers' probabilities never add up to 1

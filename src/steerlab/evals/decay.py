@@ -1,7 +1,7 @@
 """How preference and utility move with strength, the decay that describes them, and what it foretells.
 
 "Why Steering Works" (arXiv 2602.02343): for one prompt with an answer that shows the concept and a plain one, whose
-tokens have the mean negative log-probabilities L_p and L_n, with p = exp(−L_p) and n = exp(−L_n),
+negative log-probabilities are L_p and L_n, with p = exp(−L_p) and n = exp(−L_n),
 
     preference = log(p / n) = L_n − L_p        utility = log((p + n) / (1 − p − n))
 
@@ -9,8 +9,10 @@ and over strength m, piecewise in its sign and continuous at 0,
 
     D(m) = (1 + (m − m_±)² / L_±)^(−p_±)       preference = (α·m + β)·D(m) + b       utility = β·D(m) + b
 
-Means over tokens keep long answers finite, and let p + n reach 1: 1 − p − n is held at 1e-6 or more there, and how often is
-counted. The shape (m_±, L_±, p_±) is found by Levenberg–Marquardt from several starts, the linear part by least squares
+L_p and L_n are of whole answers: these probabilities add up to less than 1, however long the answers are. The published
+code takes means over tokens (`per="token"`), whose p + n reaches 1 where a model is sure of its words: 1 − p − n is held at
+1e-6 or more there, and how often is counted; where that is often, such a utility says little.
+The shape (m_±, L_±, p_±) is found by Levenberg–Marquardt from several starts, the linear part by least squares
 within it. A weak pull towards a peak at 0 makes few points enough; it weighs a thousandth of the data's variance.
 """
 
@@ -30,6 +32,7 @@ from ..steering import Steering
 
 Array = np.ndarray
 Kind = Literal["preference", "utility"]
+Per = Literal["answer", "token"]
 LEAST = 1e-6  # of 1 − p − n
 PULL = 1e-3  # of the shape towards its usual values, in units of the data's variance
 USUAL = (-4.0, 0.0, 0.0)  # peak, width and power, as `_side` takes them
@@ -72,7 +75,11 @@ def rivals(contrast: Contrast) -> list[tuple[Example, Example]]:
 
 
 def log_odds(
-    engine: Runner, items: Sequence[tuple[Example, Example]], steering: Steering, strengths: Sequence[float]
+    engine: Runner,
+    items: Sequence[tuple[Example, Example]],
+    steering: Steering,
+    strengths: Sequence[float],
+    per: Per = "answer",
 ) -> Odds:
     """Preference and utility of each item (an answer that shows the concept, a plain one) at each strength.
 
@@ -81,16 +88,17 @@ def log_odds(
     rows = [example for pair in items for example in pair]
     under = [steering.scaled(m) for m in strengths]
     scored = engine.logprobs(rows * len(under), [s for s in under for _ in rows])
-    nll = np.array([-float(lp.mean()) for lp in scored], dtype=float).reshape(len(under), len(items), 2)
-    return odds_of(strengths, nll)
+    told = [-float(lp.double().sum() if per == "answer" else lp.double().mean()) for lp in scored]
+    return odds_of(strengths, np.array(told, dtype=float).reshape(len(under), len(items), 2))
 
 
 def odds_of(strengths: Sequence[float], nll: Array) -> Odds:
-    """From mean negative log-probabilities `[strengths, items, 2]`, in nats: of the concept's answer, and of the plain one."""
-    both = np.exp(-nll).sum(axis=2)
-    rest = np.maximum(1 - both, LEAST)
-    clamped = tuple(int(n) for n in (1 - both < LEAST).sum(axis=1))
-    return Odds(tuple(float(m) for m in strengths), nll[:, :, 1] - nll[:, :, 0], np.log(both / rest), clamped)
+    """From negative log-probabilities `[strengths, items, 2]`, in nats: of the concept's answer, and of the plain one."""
+    either = np.logaddexp(-nll[:, :, 0], -nll[:, :, 1])
+    rest = -np.expm1(either)
+    clamped = tuple(int(n) for n in (rest < LEAST).sum(axis=1))
+    utility = either - np.log(np.maximum(rest, LEAST))
+    return Odds(tuple(float(m) for m in strengths), nll[:, :, 1] - nll[:, :, 0], utility, clamped)
 
 
 # --- the fit --------------------------------------------------------------------------------------------------------
