@@ -48,8 +48,14 @@ format: setup  ## ruff's formatter
 bench-pilot: setup  ## CDAS on both organisms at unit strength and tuned, with bars (tens of minutes)
 	@$(BIN)/python benchmarks/bench_pilot.py
 
-table: setup  ## every method on refusal, backdoor and every third concept (an hour and more; resumable)
-	@$(BIN)/python benchmarks/table.py
+table: setup  ## every method on refusal, backdoor and every seventh concept (an hour; resumable; WORLD=second, stories)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/table.py --world $(or $(WORLD),pilot)
+
+table-order: setup  ## whether two finished tables agree on the order of methods (seconds)
+	@$(BIN)/python benchmarks/table.py --against second
+
+decay: setup  ## how preference and utility decay with strength, and what a few points foretell (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decay.py
 
 judges: setup  ## are the judges fooled by keyword lists, shuffled words, echoed prompts?
 	@$(BIN)/python benchmarks/table.py --judges

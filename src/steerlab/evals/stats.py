@@ -49,21 +49,36 @@ def bootstrap(clusters: Clusters, *, draws: int = 1000, seed: int = 0, level: fl
     concept (or fit, or prompt) that level is fixed and only the others are drawn.
     """
     missing = sum(v is None for concept in clusters for fit in concept for v in fit)
-    kept = [[[float(v) for v in fit if v is not None] for fit in concept] for concept in clusters]
-    kept = [[fit for fit in concept if fit] for concept in kept]
-    kept = [concept for concept in kept if concept]
+    kept = _there(clusters)
     n = sum(len(fit) for concept in kept for fit in concept)
     if n == 0:
         return Estimate(None, None, None, 0, missing)
     mean = float(np.mean([np.mean([np.mean(fit) for fit in concept]) for concept in kept]))
+    low, high = np.quantile(resampled(clusters, draws=draws, seed=seed), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(mean, float(low), float(high), n, missing)
+
+
+def resampled(clusters: Clusters, *, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """The means `[draws]` of the resamples that `bootstrap` takes; not-a-number where there is nothing to average.
+
+    Clusters of equal shape draw alike under one seed, so that arms that were measured on the same prompts stay paired.
+    """
+    kept = _there(clusters)
+    if not kept:
+        return np.full(draws, np.nan)
     rng = np.random.default_rng(seed)
     arrays = [[np.asarray(fit) for fit in concept] for concept in kept]
     # each fit's prompt resamples at once: [draws] means per fit, then fits within concepts, then concepts
     per_concept = np.stack([_drawn_concept(concept, draws, rng) for concept in arrays])
     pick = rng.integers(len(arrays), size=(draws, len(arrays)))
-    means = per_concept[pick, _shuffled(pick.shape, rng)].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(mean, float(low), float(high), n, missing)
+    return per_concept[pick, _shuffled(pick.shape, rng)].mean(axis=1)
+
+
+def _there(clusters: Clusters) -> list[list[list[float]]]:
+    """The values that are there, without fits and concepts that have none."""
+    kept = [[[float(v) for v in fit if v is not None] for fit in concept] for concept in clusters]
+    kept = [[fit for fit in concept if fit] for concept in kept]
+    return [concept for concept in kept if concept]
 
 
 def _drawn_concept(fits: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -47,10 +47,10 @@ class Forecasting:
         plan, units = self.plan, planned(bench.suite, self.plan, self.together)
         counts = {kind: sum(u.kind == kind for u in units.all) for kind in ("plain", "fit", "measure")}
         before = peak_mib()
-        plain, measured = self._tried(bench, units)
+        plain, measured = self.tried(bench, units)
         steps, seconds, disk, memory = 0.0, 0.0, 0.0, 0.0
         for arms in _by_method(plan).values():
-            found = [self._fit(bench, arm) for arm in (arms if len(arms) == 1 else (arms[0], arms[-1]))]
+            found = [self.fit(bench, arm) for arm in (arms if len(arms) == 1 else (arms[0], arms[-1]))]
             many = len(arms) * len(plan.tasks) * len(plan.seeds) / len(found)
             steps += many * sum(f[0] for f in found)
             seconds += many * sum(f[1] for f in found)
@@ -62,7 +62,7 @@ class Forecasting:
         most = max(peak_mib(), before + memory)
         return Expected(counts, round(steps), round(seconds, 1), round(most, 1), round(disk / 2**20, 2))
 
-    def _tried(self, bench: Bench, units: Units) -> tuple[tuple[float, int], tuple[float, int]]:
+    def tried(self, bench: Bench, units: Units) -> tuple[tuple[float, int], tuple[float, int]]:
         """Seconds and bytes of an unsteered unit, and of one that measures a steering: a random direction in each arm's place."""
         unsteered = next(u for u in units.all if u.kind == "plain")
         plain = _told(job(unsteered, self.plan)(bench))
@@ -72,7 +72,7 @@ class Forecasting:
         steering = method("random", {"site": site}).fit(bench.engine, bench.suite.contrast(unit.tasks[0], unit.seed))
         return plain, _told(job(unit, self.plan, saved(steering))(bench))
 
-    def _fit(self, bench: Bench, arm: ArmPlan) -> tuple[float, float, float, float]:
+    def fit(self, bench: Bench, arm: ArmPlan) -> tuple[float, float, float, float]:
         """Steps, seconds and bytes of one concept's fit, and a worker's MiB beside the model."""
         seed = self.plan.seeds[0]
         tasks, made = groups(bench.suite, self.plan, arm, seed, self.together)[0]

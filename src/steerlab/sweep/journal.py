@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS units (
 );
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-TIMES = ("seconds", "cpu_seconds", "peak_mib")  # what a result says of its run, and no digest holds
+TIMES = ("seconds", "cpu_seconds", "peak_mib", "added_mib")  # what a result says of its run, and no digest holds
 
 
 class Row(NamedTuple):

@@ -18,9 +18,7 @@ from .units import Units
 
 def summarised(suite: Suite, plan: Plan, units: Units, journal: Journal, about: About, *, title: str) -> Results:
     """What the journal holds of a plan: averaged, with what failed beside it."""
-    rows = journal.rows()
-    results = {inputs: journal.read(inputs, row.kind) for inputs, row in rows.items() if row.state == "done"}
-    found = [m for task in plan.tasks for seed in plan.seeds if (m := _measured(plan, units, results, task, seed))]
+    rows, found = journal.rows(), merged(plan, units, journal)
     failed = [
         {"unit": row.name, "attempts": row.tried, "reason": row.reason}
         for row in rows.values()
@@ -35,6 +33,12 @@ def summarised(suite: Suite, plan: Plan, units: Units, journal: Journal, about: 
         suite, plan, found, about, run=journal.folder.name, title=title, meter=meter, layers=_profile(plan, found),
         notes=notes, failed=failed,
     )  # fmt: skip
+
+
+def merged(plan: Plan, units: Units, journal: Journal) -> list[Measured]:
+    """What is done of a plan, as the units of an evaluation: by task, then by seed."""
+    results = {i: journal.read(i, row.kind) for i, row in journal.rows().items() if row.state == "done"}
+    return [m for task in plan.tasks for seed in plan.seeds if (m := _measured(plan, units, results, task, seed))]
 
 
 def _measured(

@@ -94,13 +94,16 @@ def planned(suite: Suite, plan: Plan, together: int) -> Units:
         for task in plan.tasks:
             plain[task, seed] = add("plain", "", (task,), seed, amounts, None)
         for arm in plan.arms:
-            for tasks, made in groups(suite, plan, arm, seed, together):
-                fit = add("fit", arm.name, tasks, seed, {"method": made.name, **asdict(made)}, None)
+            of = arm if not arm.one_sided_of else next(a for a in plan.arms if a.name == arm.one_sided_of)
+            for tasks, made in groups(suite, plan, of, seed, together):
+                fit = add("fit", of.name, tasks, seed, {"method": made.name, **asdict(made)}, None)
                 for task in tasks:
                     asked = {
                         **amounts, "strengths": plan.strengths if arm.strengths is None else arm.strengths,
                         "budget": plan.budget, "curves": plan.curves, "samples": plan.samples,
                     }  # fmt: skip
+                    if arm.one_sided_of:
+                        asked["one_sided"] = True
                     measured[arm.name, task, seed] = add("measure", arm.name, (task,), seed, asked, fit)
     return Units(tuple(found.values()), plain, measured)
 
@@ -149,7 +152,7 @@ class _Fit:
 
     def __call__(self, bench: Bench) -> dict[str, Any]:
         reasons: dict[str, str] = {}
-        with Meter() as meter:
+        with Meter(apart=True) as meter:
             try:
                 found = self._fitted(bench, self.tasks)
             except DataError:
@@ -185,11 +188,12 @@ class _Measure:
     steering: bytes
 
     def __call__(self, bench: Bench) -> dict[str, Any]:
-        with Meter() as meter:
+        steering = loaded(self.steering)
+        if self.arm.one_sided_of:
+            steering = steering.one_sided()
+        with Meter(apart=True) as meter:
             meters = {split: bench.meter(split, amounts_of(self.plan, split), self.seed) for split in SPLITS}
-            found = measure_arm(
-                bench.suite, self.plan, self.arm, loaded(self.steering), self.task, self.seed, bench.engine, meters
-            )
+            found = measure_arm(bench.suite, self.plan, self.arm, steering, self.task, self.seed, bench.engine, meters)
         return {"arm": found, "meter": meter.figures()}
 
 
