@@ -28,7 +28,7 @@ class Family:
 
 
 FAMILIES = (
-    Family("subspaces, clamped", "cdas rank 4", ("cdas rank 1", "cdas rank 4", "cdas rank 16", "cdas push", "cdas_free", "das", "kl_das", "pdas", "random clamp")),
+    Family("subspaces, clamped", "cdas rank 8", ("cdas rank 1", "cdas rank 8", "cdas rank 16", "cdas push", "cdas_free", "das", "kl_das", "pdas", "random clamp")),
     Family("CDAS as published", "cdas published", ("cdas published",)),
     Family("directions, read", "diff_means", ("diff_means", "diff_means paired", "pca", "probe", "raptor", "ablation", "random")),
     Family("vectors, trained", "lm_vector", ("lm_vector", "reft_r1", "reps", "bipo", "split", "prosv")),
@@ -40,8 +40,8 @@ BASELINES = (
 )  # fmt: skip
 LEFT_OUT = {"hypersteer": "learns from many concepts' descriptions at once: `make hypersteer`"}
 NAMED = (  # more than one arm of a method, or other settings than it has for small models
-    ArmPlan("cdas rank 1", "cdas", {"rank": 1}), ArmPlan("cdas rank 4", "cdas", {"rank": 4}), ArmPlan("cdas rank 16", "cdas", {"rank": 16}),
-    ArmPlan("cdas push", one_sided_of="cdas rank 4"),
+    ArmPlan("cdas rank 1", "cdas", {"rank": 1}), ArmPlan("cdas rank 8", "cdas", {"rank": 8}), ArmPlan("cdas rank 16", "cdas", {"rank": 16}),
+    ArmPlan("cdas push", one_sided_of="cdas rank 8"),
     ArmPlan("cdas published", "cdas", {k: v for k, v in to_dict(CDAS.published()).items() if k not in ("site", "seed")}),
     ArmPlan("diff_means", "diff_means"), ArmPlan("diff_means paired", "diff_means", {"pooling": "paired"}),
     ArmPlan("random", "random"), ArmPlan("random clamp", "random", {"form": "clamp"}),

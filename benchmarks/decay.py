@@ -32,7 +32,7 @@ from steerlab.methods.base import method
 from steerlab.progress import shown, task
 
 METHODS = (
-    "cdas rank 4", "cdas published", "cdas_free", "diff_means", "lm_vector", "reps", "bipo", "split", "preference_vector", "sft",
+    "cdas rank 8", "cdas published", "cdas_free", "diff_means", "lm_vector", "reps", "bipo", "split", "preference_vector", "sft",
     "linear_act",
 )  # fmt: skip
 CONCEPTS = ("pirate", "formal", "joyful")

@@ -60,7 +60,7 @@ def test_settings_are_those_for_small_models():
 def test_arms_are_chosen_by_name_or_method():
     assert [a.name for a in catalogue.chosen("lora,ablation")] == ["lora", "ablation"]
     assert {"cdas rank 1", "cdas push", "cdas published"} <= {a.name for a in catalogue.chosen("cdas")}
-    assert [a.name for a in catalogue.chosen("cdas push")] == ["cdas rank 4", "cdas push"]
+    assert [a.name for a in catalogue.chosen("cdas push")] == ["cdas rank 8", "cdas push"]
     with pytest.raises(ConfigError, match="lora"):
         catalogue.chosen("lorra")
 
@@ -261,5 +261,5 @@ def test_bad_arguments_are_named():
     )
     assert told.returncode == 2 and "stories" in told.stderr
     with pytest.raises(SystemExit, match="LEADER=BLOCK"):
-        table._given_blocks("cdas rank 4=two")
+        table._given_blocks("cdas rank 8=two")
     assert table._given_blocks("das=3") == {"subspaces, clamped": 3}
