@@ -67,11 +67,11 @@ def plan_for(tasks: tuple[str, ...], seeds: tuple[int, ...], site: str | None) -
 def layer_of(variant: str, folder: Path, workers: int) -> int:
     """The layer with the best joint success over refusal, backdoor and four concepts on dev.
 
-    Short fits of one seed find the best two of all layers; two seeds, fitted as they will be, decide between these.
+    Short fits of one seed find the best three of all layers; two seeds, fitted as they will be, decide between these.
     """
     every = range(PilotSuite(variant).engine().depth)
     _, first = scanned(variant, folder, workers, every, (LAYER_SEED,), {"epochs": 3})
-    best = sorted(first, key=lambda layer: -(first[layer].mean or 0.0))[:2]
+    best = sorted(first, key=lambda layer: -(first[layer].mean or 0.0))[:3]
     chosen, second = scanned(variant, folder, workers, sorted(best), (LAYER_SEED, LAYER_SEED + 1), {})
     what = "joint success at unit strength on dev, less what it loses beyond the budget"
     for layer in every:
