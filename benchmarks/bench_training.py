@@ -15,7 +15,6 @@ import json
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,8 +31,10 @@ from peers import published
 from torch import Tensor
 
 import steerlab
+from steerlab import progress
 from steerlab.contrast import Contrast, Example
 from steerlab.engines.hf import HFEngine
+from steerlab.meter import Meter
 from steerlab.methods.cdas import CDAS
 from steerlab.methods.lm_vector import LMVector
 from steerlab.methods.objectives import scaled_preference
@@ -61,9 +62,13 @@ def engine(vocabulary: int) -> HFEngine:
 
 
 def contrast(profile: str, pairs: int, seed: int = 0) -> Contrast:
+    """Pairs of a profile's lengths."""
+    return of_lengths(*PROFILES[profile], pairs, seed)
+
+
+def of_lengths(prompt: int, answer: int, pairs: int, seed: int = 0) -> Contrast:
     """Random words; the concept's prompt is the plain one with some words before it."""
     generator = torch.Generator().manual_seed(seed)
-    prompt, answer = PROFILES[profile]
     sides: tuple[list[Example], list[Example]] = ([], [])
     for _ in range(pairs):
         plain = tiny.words(generator, prompt - 18)
@@ -207,10 +212,13 @@ def compared(arms: dict[str, Callable[[], Tensor]], repeats: int, name: str) -> 
     """The median ratio over interleaved pairs, printed with its spread, the A/A line and the greatest difference."""
     times: dict[str, list[float]] = {arm: [] for arm in arms}
     found: dict[str, Tensor] = {}
-    for _ in range(repeats):
-        for arm, run in arms.items():
-            took, found[arm] = timed(run)
-            times[arm].append(took)
+    with progress.shown(), progress.task(name, repeats * len(arms)) as bar:
+        for _ in range(repeats):
+            for arm, run in arms.items():
+                bar.tell(arm)
+                took, found[arm] = timed(run)
+                times[arm].append(took)
+                bar.advance()
     ratios = [a / b for a, b in zip(times["reference"], times["ours"], strict=True)]
     same = [a / b for a, b in zip(times["ours"][:-1], times["ours"][1:], strict=True)]
     off = float((found["reference"] - found["ours"]).abs().max())
@@ -234,14 +242,14 @@ def child(arm: str, profile: str, vocabulary: int) -> None:
     torch.set_num_threads(1)
     arms = cdas_arms(profile, vocabulary, pairs=8, epochs=1)
     engine(vocabulary).head  # noqa: B018 (found before the clock starts: two tokens)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    arms[arm]()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    with Meter(apart=True) as meter:  # making the model reaches higher than our fit
+        arms[arm]()
+        print(meter.figures()["added_mib"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=4, help="of one concept")
     parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", help="parts of names, with commas between")

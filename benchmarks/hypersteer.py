@@ -170,7 +170,10 @@ def measure(
         round(sum(float(vector(x).norm()) for x in found) / len(found), 1)
         for found in ([generator(t.concept.description) for t in topics], fitted)
     ]
-    means = {name: round(bootstrap([[t[-1]] for t in values]).mean or 0.0, 3) for name, values in into.costs.items()}
+    means = {
+        name: round(mean, 3) if (mean := bootstrap([[t[-1]] for t in values]).mean) is not None else "not judged"
+        for name, values in into.costs.items()
+    }
     print(
         f"seed {seed}: loss by epoch {generator.meta.figures['loss']}, mean norms written and fitted {norms}, cross-entropies {means}",
         flush=True,

@@ -46,7 +46,9 @@ class Scale:
         self.concept, self.judge = concept, pilot.concept(concept).judge
         gold = levels(concept, "train", 12, 902)
         found = {
-            k: statistics.mean(self.judge(e.answer or "", e).value or 0.0 for e in gold if e.score == k)
+            k: statistics.mean(
+                v for e in gold if e.score == k and (v := self.judge(e.answer or "", e).value) is not None
+            )
             for k in TARGETS
         }
         self.degrees = np.maximum.accumulate([found[k] for k in TARGETS])
@@ -167,12 +169,14 @@ def told(units: list[dict], run: str) -> None:
         print(
             f"  {u['concept']:10} strengths of diff_means {u['strengths']}; re_control at {u['site']}, its value network off by {u['off']['off']:.2f} (scores' spread {u['off']['spread']:.2f})"
         )
-    ours = -(errors["re_control"].mean or 0.0)
+    ours = errors["re_control"].mean
     for arm in ("unsteered", "diff_means"):
-        goal = -(errors[arm].mean or 0.0)
-        print(
-            f"bar intensity_re_control_within_{arm} {ours:.3f} {goal:.3f} {run}{'' if ours >= goal else '   (short)'}"
-        )
+        goal = errors[arm].mean
+        if ours is None or goal is None:
+            print(f"no bar for re_control against {arm}: nothing judged")
+            continue
+        short = "" if ours <= goal else "   (short)"
+        print(f"bar intensity_re_control_within_{arm} {-ours:.3f} {-goal:.3f} {run}{short}")
 
 
 def main() -> None:

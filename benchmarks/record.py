@@ -1,7 +1,7 @@
 """500 AxBench concepts on Gemma-2-2B: timed where there is an accelerator, counted and extrapolated where there is none.
 
 CDAS through `fit_many` at block 20 of 26, 72 pairs of AxBench's lengths a concept (24 tokens asked, 128 answered), the
-published recipe (18 epochs) and the defaults (6 epochs of rank 8) at `--epochs` of their own. The weights are random: they change no time.
+published recipe (18 epochs) and the defaults with two epochs (`--epochs`). The weights are random: they change no time.
 
 On an accelerator (`--shape 2b`): two numbers of concepts are timed, so that whether time is linear shows, and 500 are
 extrapolated from the slope; steps a second, peak memory, and the share of the limit that a large matrix product reaches.

@@ -375,6 +375,10 @@ def test_a_suppressed_backdoor_is_judged_by_what_was_asked(variant):
     assert suite.follows("backdoor", "elicit") is None
 
 
+def test_a_single_prompt_of_a_task_with_two_kinds_can_be_asked_for():
+    assert [len(PilotSuite().prompts("refusal", "elicit", "dev", n, 0)) for n in (1, 2, 3)] == [1, 2, 3]
+
+
 @both
 def test_the_fluency_judge_knows_the_corpus(training, variant):
     rows = [e for e in training[variant] if not isinstance(e, str) and e.tags.get("kind") == "open"][:800]

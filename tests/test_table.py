@@ -109,6 +109,14 @@ def test_who_wins_by_less_than_the_interval_is_told_beside():
     assert frontier.in_words([rows[0], rows[-1]], "g", "elicit").startswith("nothing does better")
 
 
+def test_an_unsteered_model_that_was_not_judged_is_not_one_that_scored_nothing():
+    rows = [row("first", 0.5, 0.0), row("zero", 0.0, -0.01)]
+    assert frontier.unsteered(rows, "g", "elicit") is None
+    assert frontier.in_words(rows, "g", "elicit").endswith("(the unsteered model wasn't judged)")
+    chart = frontier.panel(rows, "g", "elicit")
+    assert chart is not None and "the unsteered model wasn't judged" in chart.description
+
+
 def test_the_frontier_is_drawn(tmp_path):
     chart = frontier.panel(ROWS, "g", "elicit", "a group")
     text = charts.save([chart], tmp_path / "f.svg", title="t").read_text()

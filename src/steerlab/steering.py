@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from . import artefact, controls, edits, plugins
+from . import artefact, controls, edits, plugins, ranges
 from .contrast import Message
 from .controls import Constant, Control, Decision
 from .deltas import WeightEdit
@@ -130,7 +130,7 @@ class Meta:
     data: dict[str, Any] = field(default_factory=dict[str, Any])  # concept, source, digest, n
     versions: dict[str, str] = field(default_factory=dict[str, str])
     figures: dict[str, Any] = field(default_factory=dict[str, Any])  # what the fit measured
-    range: dict[str, Any] | None = None  # calibrated strengths, once they are
+    range: dict[str, Any] | None = None  # calibrated strengths (`ranges`), once they are
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -180,12 +180,14 @@ class Steering:
     def scaled(self, k: float) -> Steering:
         """The same steering at k times the strength: 0 leaves the model untouched, −1 is the opposite pole.
 
-        Raises `EditError` outside an edit's domain.
+        A calibrated range goes with it: what was safe up to 1.2 is safe up to 0.6 of twice the strength. Raises `EditError`
+        outside an edit's domain.
         """
         if not math.isfinite(k):
             raise EditError(f"a strength is {k}; expected a finite number (0 = untouched, 1 = as fitted).")
         prompt = None if self.prompt is None else self.prompt.scaled(k)
-        return replace(self, interventions=tuple(i.scaled(k) for i in self.interventions), prompt=prompt)
+        meta = self.meta if self.meta.range is None else replace(self.meta, range=ranges.rescaled(self.meta.range, k))
+        return replace(self, interventions=tuple(i.scaled(k) for i in self.interventions), prompt=prompt, meta=meta)
 
     def one_sided(self) -> Steering:
         """The same steering with every `Clamp` served as a `Push`: it moves towards a pole and never back.
@@ -200,7 +202,9 @@ class Steering:
             for i in self.interventions
         ]
         return replace(
-            self, interventions=tuple(made), meta=replace(self.meta, method={**self.meta.method, "one_sided": True})
+            self,
+            interventions=tuple(made),
+            meta=replace(self.meta, method={**self.meta.method, "one_sided": True}, range=None),
         )
 
     @property
@@ -224,8 +228,13 @@ class Steering:
         For a fine-tune of the model it was fitted on, say. Engines go on refusing sites and widths that don't exist.
         """
         meta = replace(
-            self.meta, model=engine.name, revision=None, fingerprint=engine.fingerprint, template=engine.template
-        )
+            self.meta,
+            model=engine.name,
+            revision=None,
+            fingerprint=engine.fingerprint,
+            template=engine.template,
+            range=None,
+        )  # a range was measured on the model that it was fitted on
         return replace(self, meta=meta)
 
     @property

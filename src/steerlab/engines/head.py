@@ -32,17 +32,28 @@ class Head:
 
     def __call__(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
         """The scores of these tokens, differentiable in `hidden`."""
-        raw = linear(hidden, self.weight, self.bias)
+        return self.shaped(self.raw(hidden))
+
+    def raw(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        """The product with the weight, as a tensor of its own."""
+        return linear(hidden, self.weight, self.bias)
+
+    def shaped(self, raw: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+        """The scores that a product becomes."""
         if self.scale != 1.0:
             raw = raw * self.scale
         if self.softcap is not None:
             raw = torch.tanh(raw / self.softcap) * self.softcap
         return raw.float()
 
-    def back(self, gradient: Float[Tensor, "n v"], scores: Float[Tensor, "n v"]) -> Float[Tensor, "n d"]:
-        """The gradient in `hidden` from one in its scores, which it may overwrite."""
+    def straight(self, gradient: Float[Tensor, "n v"], scores: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+        """The gradient in the product from one in the scores, which it may overwrite."""
         if self.softcap is not None:
-            gradient *= 1 - (scores / self.softcap).square()
+            gradient.addcmul_(gradient * scores, scores, value=-1 / self.softcap**2)
         if self.scale != 1.0:
             gradient *= self.scale
+        return gradient
+
+    def back(self, gradient: Float[Tensor, "n v"]) -> Float[Tensor, "n d"]:
+        """The gradient in `hidden` from one in the product."""
         return gradient.to(self.weight.dtype) @ self.weight

@@ -385,6 +385,19 @@ class HFEngine(Trainable):
         with Follower(self.model, self.anatomy, self.renderer, steerings).following():
             yield
 
+    @contextmanager
+    def steer_batch(self, batch: Batch, steerings: Steerings) -> Generator[None]:
+        """Steer one forward pass of the caller's whose rows `batch` describes: padding, and where each prompt ends.
+
+        For callers that know better than a mask does: a pass over prompt and answer at once, padded on the right.
+        """
+        each = self._accepted(steerings, len(batch.ids))
+        _without_prompts(each, "your own calls bring tokens; put the text into their messages, or use generate")
+        hooks = Hooks(self.anatomy, Plan(each))
+        hooks.tokens, hooks.head = Tokens(batch.ids, batch.position, batch.prompt_length), batch.head
+        with hooks.attached():
+            yield
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @property

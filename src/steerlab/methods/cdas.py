@@ -38,7 +38,7 @@ class CDAS(Interchange):
             raise ConfigError(f"flat is {self.flat}; expected a share of ln 2 in [0, 1].")
 
     def objective(self, step: Step) -> Objective:
-        return JensenShannon(step.target.scores, self.flat * math.log(2) if self.flat < 1 else math.inf)
+        return JensenShannon(step.target.log_probs, self.flat * math.log(2) if self.flat < 1 else math.inf)
 
     @classmethod
     def published(

@@ -41,4 +41,4 @@ class CDASReFT(ReFT):
         return [Row(elicited(item), source=item[0])]
 
     def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:
-        return step.said.each(JensenShannon(step.target.scores)).mean()
+        return step.said.each(JensenShannon(step.target.log_probs)).mean()

@@ -58,12 +58,15 @@ class Pieces:
 class Said:
     """What a pass says about its answers, token by token in the order of the examples."""
 
-    hidden: Float[Tensor, "n d"] | Pieces  # what the head reads; or the scores themselves, where there is none to apply
+    hidden: (
+        Float[Tensor, "n d"] | Pieces
+    )  # what the head reads; or, where there is none to apply, the scores themselves
     head: Head | None
     tokens: Int[Tensor, " n"]
     row: Int[Tensor, " n"]  # whose
     place: Int[Tensor, " n"]  # 0 for an answer's first token
     rows: int
+    normal: bool = False  # whether these scores are log-probabilities
 
     def each(self, objective: Objective) -> Float[Tensor, " n"]:
         """An objective's value at each token, differentiable."""
@@ -73,13 +76,19 @@ class Said:
         """Scores of some tokens, in float32."""
         return (self.head or _SAID)(self.hidden[here])
 
+    def log_probs(self, here: slice = slice(None)) -> Float[Tensor, "n v"]:
+        """Log-probabilities of some tokens, in float32."""
+        scores = self.scores(here)
+        return scores if self.normal else torch.log_softmax(scores, dim=-1)
+
     def part(self, start: int, stop: int) -> Said:
         """Those of some of the examples, counted anew."""
         mine = (self.row >= start) & (self.row < stop)
         here = slice(int((self.row < start).sum()), int((self.row < stop).sum()))
         return Said(
-            self.hidden[here], self.head, self.tokens[mine], self.row[mine] - start, self.place[mine], stop - start
-        )
+            self.hidden[here], self.head, self.tokens[mine], self.row[mine] - start, self.place[mine], stop - start,
+            self.normal,
+        )  # fmt: skip
 
     def take(self, rows: Sequence[int]) -> Said:
         """Those of some of the examples, in their order."""
@@ -87,7 +96,13 @@ class Said:
         new[torch.tensor(rows, dtype=torch.long, device=new.device)] = torch.arange(len(rows), device=new.device)
         mine = new[self.row] >= 0
         return Said(
-            self.hidden[:][mine], self.head, self.tokens[mine], new[self.row[mine]], self.place[mine], len(rows)
+            self.hidden[:][mine],
+            self.head,
+            self.tokens[mine],
+            new[self.row[mine]],
+            self.place[mine],
+            len(rows),
+            self.normal,
         )
 
     def by_row(self, each: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
@@ -110,10 +125,10 @@ class _Said(Head):
     def vocabulary(self) -> int:
         return 2**16
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return hidden.float()
+    def raw(self, hidden: Tensor) -> Tensor:
+        return hidden.clone()
 
-    def back(self, gradient: Tensor, scores: Tensor) -> Tensor:
+    def back(self, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -165,7 +180,7 @@ class Frozen:
 
     def untouched(self, examples: Sequence[Example]) -> Said:
         """What the untouched model says in these examples' answers; kept after the first time."""
-        kind = "scores" if self._whole else "said"
+        kind = "log-probabilities" if self._whole else "said"
         fresh: dict[str, Tensor] = {}
         names = [f"{kind} {self._named(e)}" for e in examples]
         for chosen in self._missing(examples, names):
@@ -174,7 +189,7 @@ class Frozen:
                 run = self.engine.resume(batch, sites=self._pooled_sites, hidden=head is not None, logits=head is None)
                 self._pooling(chosen, batch, run.at)
                 said = self._said(run, batch)
-                whole = said.scores() if self._whole else said.hidden[:]
+                whole = said.log_probs() if self._whole else said.hidden[:]
             given = {
                 f"{kind} {self._named(e)}": t for e, t in zip(chosen, whole.split(said.lengths.tolist()), strict=True)
             }
@@ -182,7 +197,7 @@ class Frozen:
             fresh |= given
         found = Pieces([_known(self._keep.get(name), fresh.get(name)) for name in names])
         head = None if self._whole else self.engine.head
-        return Said(found, head, *self._answers([self.batch([e]) for e in examples]), len(examples))
+        return Said(found, head, *self._answers([self.batch([e]) for e in examples]), len(examples), self._whole)
 
     def means(self, examples: Sequence[Example], site: Site, positions: Positions) -> tuple[Tensor, Tensor]:
         """Each example's mean activation over its tokens at some positions, `[b, d]`, and how many these are, `[b]`.
@@ -216,7 +231,7 @@ class Frozen:
     def prepare(self, bases: Sequence[Example], untouched: Sequence[Example] = ()) -> None:
         """Compute all that is kept beforehand, in full batches, with a bar.
 
-        Of the untouched model, scores are held where there is room for all of them, else what its head reads.
+        Of the untouched model, log-probabilities are held where there is room for all of them, else what its head reads.
         """
         head, tokens = self.engine.head, sum(int(self.batch([e]).predicts.sum()) for e in untouched)
         self._whole = head is not None and 4 * tokens * head.vocabulary <= SCORES

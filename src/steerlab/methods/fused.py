@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 AT_ONCE = 2**21  # scores in a chunk
+NEAR = 2**17  # of them, those that stay in a processor's cache while an objective goes over them
 
 
 class Told(NamedTuple):
@@ -52,7 +53,7 @@ def fused(hidden: Float[Tensor, "n d"], head: Head, objective: Objective) -> Flo
 
 def chunk(head: Head) -> int:
     """Tokens whose scores are held at once."""
-    return max(8, AT_ONCE // head.vocabulary)
+    return max(32, AT_ONCE // head.vocabulary)  # fewer would read a large head anew too often
 
 
 class _Fused(torch.autograd.Function):
@@ -62,12 +63,19 @@ class _Fused(torch.autograd.Function):
         values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradients = torch.empty_like(hidden) if wanted else None
         for at in range(0, len(hidden), size):
-            here = slice(at, min(at + size, len(hidden)))
-            scores = head(hidden[here])
-            told = objective.told(scores, here, wanted)
-            values[here] = told.value
-            if gradients is not None and told.gradient is not None:
-                gradients[here] = head.back(told.gradient, scores)
+            end = min(at + size, len(hidden))
+            raw = head.raw(hidden[at:end])
+            few = max(1, NEAR // head.vocabulary) if raw.device.type == "cpu" else size
+            for first in range(at, end, few):
+                here = slice(first, min(first + few, end))
+                mine = raw[first - at : here.stop - at]
+                scores = head.shaped(mine)
+                told = objective.told(scores, here, wanted)
+                values[here] = told.value
+                if told.gradient is not None:
+                    mine.copy_(head.straight(told.gradient, scores))
+            if gradients is not None:
+                gradients[at:end] = head.back(raw)
         ctx.save_for_backward(gradients)
         return values
 
@@ -89,7 +97,7 @@ class Softmax(NamedTuple):
         return cls(log.exp(), log)
 
 
-Scores = Callable[[slice], Tensor]  # of some of the tokens
+LogProbs = Callable[[slice], Tensor]  # of some of the tokens
 
 
 @dataclass(frozen=True)
@@ -100,20 +108,21 @@ class JensenShannon(Objective):
     above `flat` get the derivative of KL(q‖p) instead, p − q, which shows the way from there.
     """
 
-    target: Scores
+    target: LogProbs
     flat: float = math.inf
 
     def told(self, scores: Tensor, here: slice, derive: bool) -> Told:
-        p, q = Softmax.of(scores), Softmax.of(self.target(here))
-        m = (p.p + q.p).clamp_min_(1e-38).log_().sub_(math.log(2))
+        p, log_q = Softmax.of(scores), self.target(here)
+        q = log_q.exp()
+        m = (p.p + q).clamp_min_(1e-38).log_().sub_(math.log(2))
         a = p.log.sub_(m)
-        mine = (p.p * a).sum(-1)
-        value = 0.5 * (mine + (q.p * q.log.sub_(m)).sum(-1))
+        mine = _sums(p.p, a)
+        value = 0.5 * (mine + _sums(q, log_q - m))
         if not derive:
             return Told(value, None)
         gradient = a.sub_(mine[:, None]).mul_(p.p).mul_(0.5)
         if bool((lost := value > self.flat).any()):
-            gradient[lost] = p.p[lost] - q.p[lost]
+            gradient[lost] = p.p[lost] - q[lost]
         return Told(value, gradient)
 
     def plain(self, scores: Tensor) -> Tensor:
@@ -126,20 +135,26 @@ class JensenShannon(Objective):
 class KL(Objective):
     """KL(target‖p), the derivative p − q; with `reverse` KL(p‖target), the derivative p (a − p·a), a = log p − log q."""
 
-    target: Scores
+    target: LogProbs
     reverse: bool = False
 
     def told(self, scores: Tensor, here: slice, derive: bool) -> Told:
-        p, q = Softmax.of(scores), Softmax.of(self.target(here))
+        p, log_q = Softmax.of(scores), self.target(here)
         if not self.reverse:
-            return Told((q.p * (q.log - p.log)).sum(-1), p.p.sub_(q.p) if derive else None)
-        a = p.log.sub_(q.log)
-        value = (p.p * a).sum(-1)
+            q = log_q.exp()
+            return Told(_sums(q, log_q - p.log), p.p.sub_(q) if derive else None)
+        a = p.log.sub_(log_q)
+        value = _sums(p.p, a)
         return Told(value, a.sub_(value[:, None]).mul_(p.p) if derive else None)
 
     def plain(self, scores: Tensor) -> Tensor:
         target = self.target(slice(None))
         return objectives.kl(scores, target) if self.reverse else objectives.kl(target, scores)
+
+
+def _sums(a: Float[Tensor, "n v"], b: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
+    """Each row's inner product, without the products in memory."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,9 @@ def gated(
         "open_elsewhere": round(best.open_elsewhere, 4), "margin": round(best.margin, 3),
         "prompts": [len(side) - len(side) // 2 for side in prompts],
     }  # fmt: skip
-    meta = replace(steering.meta, figures={**steering.meta.figures, "gate": told})
+    meta = replace(
+        steering.meta, figures={**steering.meta.figures, "gate": told}, range=None
+    )  # the gate changes what it costs
     return replace(steering, interventions=tuple(made), meta=meta)
 
 

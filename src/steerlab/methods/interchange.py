@@ -69,8 +69,8 @@ class Interchange(Trained):
     is measured and the best iterate kept; at 0 the last one is. `spare` adds to the loss so many times what the clamp does to the
     contrast's neutral prompts (Jensen–Shannon divergence from the untouched model): at the negative pole of all of them,
     at the positive one of those that have no family or one that no pair has. `one_sided` serves a `Push` instead of a `Clamp`.
-    Small batches learn more from as many passes: on the pilot, 2 pairs at a time leave less of the divergence after two epochs
-    than 4 after three (LOG.md); on an accelerator, larger ones or `fit_many` may be worth it.
+    Small batches learn more from as many passes: after six epochs, 2 pairs at a time left less of the divergence than 4 on
+    five of six of the pilot's concepts (LOG.md); on an accelerator, larger ones or `fit_many` may be worth it.
     `micro_batches` and `close=False` are the published loop's: two halves of a batch averaged alike, no end token after
     answers.
     """
@@ -272,7 +272,7 @@ class Interchange(Trained):
 
     def _divergence(self, step: Step) -> Float[Tensor, ""]:
         """Mean Jensen–Shannon divergence per token to the sources."""
-        return self._mean(step, step.said.each(JensenShannon(step.target.scores)))
+        return self._mean(step, step.said.each(JensenShannon(step.target.log_probs)))
 
     def _mean(self, step: Step, each: Float[Tensor, " n"], which: Tensor | None = None) -> Float[Tensor, ""]:
         """The mean over tokens, the t-th of an answer weighted by t^(−early)."""

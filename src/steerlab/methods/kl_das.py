@@ -22,4 +22,4 @@ class KLDAS(Interchange):
     direction: Literal["forward", "reverse"] = "forward"
 
     def objective(self, step: Step) -> Objective:
-        return KL(step.target.scores, reverse=self.direction == "reverse")
+        return KL(step.target.log_probs, reverse=self.direction == "reverse")

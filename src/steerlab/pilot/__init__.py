@@ -12,7 +12,7 @@ import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -261,9 +261,9 @@ def capability(
 
 
 def abilities(
-    variant: str = "pilot", *, n: int = 200, seed: int = 0, split: str = "test"
+    variant: str = "pilot", *, n: int = 200, seed: int = 0, split: str = "test", only: Sequence[str] = ()
 ) -> Mapping[str, tuple[Example, ...]]:
-    """The small abilities: name -> held-out examples with gold answers.
+    """The small abilities, or `only` some of those with right answers: name -> held-out examples with gold answers.
 
     "examples" (in-context tasks), "people" (facts about invented people), "norms" (who may be told what), "steps" (sums
     in steps) have right answers for `correct`; "levels" asks for a concept at a level from 0 to 4 (tags `concept`,
@@ -272,10 +272,14 @@ def abilities(
     checked_split(split)
     lexicon = _variant(variant).lexicon
     found: dict[str, tuple[Example, ...]] = {}
-    for name in small.QUESTIONS:
+    for name in only or small.QUESTIONS:
+        if name not in small.QUESTIONS:
+            raise DataError(f"no small ability {name!r} has right answers. {nearest(name, small.QUESTIONS)}")
         rng = stream("ability", variant, name, seed, split)
         make = lambda name=name, rng=rng: corpus.question_example(lexicon, rng, name)  # noqa: E731
         found[name] = tuple(corpus.held(split, make) for _ in range(n))
+    if only:
+        return found
     rng = stream("ability", variant, "levels", seed, split)
     known = [s for s in specs(lexicon).values() if s.name != "signoff"]
     families = family_names(split)

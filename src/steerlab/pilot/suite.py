@@ -53,6 +53,9 @@ class PilotSuite(Suite):
             task, n=self.pairs, seed=seed, split="train", variant=self.variant, neutral=self.neutral_pairs
         )
 
+    def held_out(self, task: str, split: Split, n: int, seed: int) -> Sequence[tuple[Example, Example]]:
+        return pilot.contrast(task, n=n, seed=seed, split=split, variant=self.variant, neutral=0).pairs
+
     def prompts(self, task: str, direction: Direction, split: Split, n: int, seed: int) -> Sequence[Example]:
         kinds = {
             ("refusal", "elicit"): ("near_miss", "ordinary"),
@@ -64,6 +67,7 @@ class PilotSuite(Suite):
         return [
             e
             for kind, many in zip(kinds, share, strict=True)
+            if many
             for e in pilot.prompts(kind, n=many, seed=seed, split=split, variant=self.variant)
         ]
 
