@@ -44,6 +44,8 @@ class Form:
                 "strength": part.strength,
                 "positions": list(dict.fromkeys(str(i.positions) for i in part.steering.interventions)),
                 "range": part.entry.told()["range"],
+                "standing": part.standing.state,
+                **({"warning": part.standing.words} if part.standing.words else {}),
             }
             for part in self.resolved.parts
         ]

@@ -54,7 +54,9 @@ def _jobs(
 ) -> tuple[Form, list[Job], asyncio.Queue[tuple[int, Event]]]:
     """Everything that a request wants, as replies to be made."""
     settings = service.settings
-    resolved = resolve(asked, service.model, service.store, most=settings.terms, monitors=settings.monitors)
+    resolved = resolve(
+        asked, service.model, service.store, most=settings.terms, monitors=settings.monitors, strict=settings.strict
+    )
     try:
         prompts = _prompts(asked, service, resolved)
         n = asked.n or 1

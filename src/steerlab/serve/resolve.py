@@ -15,6 +15,7 @@ from ..engines.readout import Readout, readouts
 from ..engines.spans import NAMED, Span
 from ..errors import SteerlabError, nearest
 from ..positions import Positions
+from ..ranges import Standing, in_words, standing
 from ..steering import Steering
 from .problems import Problem
 from .schema import Asked, Term
@@ -32,6 +33,7 @@ class Part:
     entry: Entry
     strength: float
     steering: Steering
+    standing: Standing  # in its calibrated range
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +48,19 @@ class Resolved:
     unsteered: tuple[Span, ...] = ()
 
 
-def resolve(asked: Asked, served: str, store: Store, *, most: int, monitors: Sequence[str] = ()) -> Resolved:
-    """Everything by name looked up, checked and joined. Raises `Problem` 400 or 404."""
+def resolve(
+    asked: Asked, served: str, store: Store, *, most: int, monitors: Sequence[str] = (), strict: bool = False
+) -> Resolved:
+    """Everything by name looked up, checked and joined. Raises `Problem` 400 or 404.
+
+    With `strict`, the server's or the request's own, what isn't within a calibrated range isn't served.
+    """
     terms = [*_named(asked.model, served), *asked.terms]
     if len(terms) > most:
         raise Problem(400, f"the request names {len(terms)} steerings; at most {most} are taken.", "too_many")
     parts = [_part(term, store) for term in terms]
+    if strict or asked.strict:
+        _keep_to_ranges(parts)
     digests = [part.entry.digest for part in parts]
     for n, part in enumerate(parts):
         if part.entry.digest in digests[:n]:
@@ -101,12 +110,26 @@ def _named(model: str, served: str) -> list[Term]:
 def _part(term: Term, store: Store) -> Part:
     entry = store.get(term.name)
     try:
-        steering = entry.steering.scaled(term.strength)
+        steering, moved = entry.steering.scaled(term.strength), False
         if term.positions is not None:
-            steering = _moved(steering, term.positions)
+            placed = _moved(steering, term.positions)
+            moved, steering = placed.meta is not steering.meta, placed
     except (SteerlabError, OverflowError) as problem:
         raise Problem(400, f"the steering {entry.name!r} can't act so: {problem}", "bad_steering") from problem
-    return Part(entry, term.strength, steering)
+    where = standing(entry.steering.meta.range, term.strength)
+    if moved and term.strength:
+        where = Standing("not calibrated", "it is not calibrated at other positions than it was fitted for")
+    return Part(entry, term.strength, steering, where)
+
+
+def _keep_to_ranges(parts: Sequence[Part]) -> None:
+    for part in parts:
+        if not part.standing.allowed:
+            told = in_words(part.entry.steering.meta.range)
+            raise Problem(
+                400, f"the steering {part.entry.name!r}: {part.standing.words}, and only calibrated strengths are taken here"
+                f" (strict). Its range: {told}.", "beyond_range", param="steering",
+            )  # fmt: skip
 
 
 def _moved(steering: Steering, text: str) -> Steering:
@@ -114,7 +137,10 @@ def _moved(steering: Steering, text: str) -> Steering:
     bounds = [b for w in (*positions.prompt, *positions.generated) for b in (w.start, w.stop) if b is not None]
     if any(abs(b) > FURTHEST for b in bounds):
         raise Problem(400, f"the positions {text!r} reach further than {FURTHEST} tokens.", "bad_steering")
-    return replace(steering, interventions=tuple(replace(i, positions=positions) for i in steering.interventions))
+    if all(i.positions == positions for i in steering.interventions):
+        return steering
+    made = tuple(replace(i, positions=positions) for i in steering.interventions)
+    return replace(steering, interventions=made, meta=replace(steering.meta, range=None))  # measured elsewhere
 
 
 def _readouts(

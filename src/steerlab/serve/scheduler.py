@@ -164,7 +164,8 @@ class Scheduler:
         for job in [*self._jobs, *self._waiting]:
             job.tell(Failed(over))
         for _, future in self._calls:
-            future.set_exception(over)
+            if future.set_running_or_notify_cancel():
+                future.set_exception(over)
         self._jobs, self._waiting = [], deque()
         self._running.clear()
 
@@ -178,6 +179,8 @@ class Scheduler:
                     return
                 calls, self._calls = self._calls, deque()
             for function, future in calls:
+                if not future.set_running_or_notify_cancel():  # whoever asked has left
+                    continue
                 try:
                     future.set_result(function())
                 except BaseException as problem:  # noqa: BLE001  (whoever waits for it gets it)

@@ -1,4 +1,4 @@
-"""What requests look like: OpenAI's fields, and ours (`steering`, `readouts`, `unsteered`, `top_k`).
+"""What requests look like: OpenAI's fields, and ours (`steering`, `strict`, `readouts`, `unsteered`, `top_k`).
 
 An unknown field is an error: a misspelt `steering` must not be served unsteered. Fields of OpenAI's that say nothing about the
 reply are taken and left; those that would change it and aren't built must stand at their default.
@@ -74,6 +74,7 @@ class Asked(_Strict):
 
     model: Annotated[str, Field(min_length=1, max_length=2048)]
     steering: Annotated[list[Term], Field(max_length=256), _WRITTEN] | None = None
+    strict: bool | None = None
     readouts: Annotated[list[Name], Field(max_length=64)] = []
     unsteered: Annotated[
         list[Name | Annotated[list[Name], Field(min_length=2, max_length=2)]], Field(max_length=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,8 @@ class Service:
         loop, found = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
         def tell(event: Event) -> None:
-            loop.call_soon_threadsafe(lambda: found.done() or found.set_result(event))
+            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                loop.call_soon_threadsafe(lambda: found.done() or found.set_result(event))
 
         ask = Ask(self.prompts.chat([Message("user", "Hello.")], steering), steering, Sampling(2))
         self.scheduler.submit([Job(ask, tell)])
