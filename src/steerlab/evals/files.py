@@ -72,6 +72,10 @@ class FileSuite(Suite):
     def contrast(self, task: str, seed: int) -> Contrast:
         return self._part("train", seed)
 
+    def held_out(self, task: str, split: Split, n: int, seed: int) -> Sequence[tuple[Example, Example]]:
+        part = self._part(split, seed)
+        return _drawn([p for p in part.pairs if p[0].answer and p[1].answer], n, seed) if part.paired else ()
+
     def prompts(self, task: str, direction: Direction, split: Split, n: int, seed: int) -> Sequence[Example]:
         part = self._part(split, seed)
         return _drawn(part.negative if direction == "elicit" else part.positive, n, seed)
@@ -142,6 +146,9 @@ class ManySuite(Suite):
 
     def contrast(self, task: str, seed: int) -> Contrast:
         return self._of(task).contrast(task, seed)
+
+    def held_out(self, task: str, split: Split, n: int, seed: int) -> Sequence[tuple[Example, Example]]:
+        return self._of(task).held_out(task, split, n, seed)
 
     def prompts(self, task: str, direction: Direction, split: Split, n: int, seed: int) -> Sequence[Example]:
         return self._of(task).prompts(task, direction, split, n, seed)

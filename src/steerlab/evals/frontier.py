@@ -58,9 +58,12 @@ def spots(rows: Sequence[Row], group: str, direction: Direction, cost: Cost = "l
     return found
 
 
-def frontier(found: Sequence[Spot], plain: float = 0.0) -> list[Spot]:
-    """Those that nobody beats, from the cheapest on; `plain` is the unsteered model's joint success in percent."""
-    better = [s for s in found if s.low > plain]
+def frontier(found: Sequence[Spot], plain: float | None = None) -> list[Spot]:
+    """Those that nobody beats, from the cheapest on, of all that do better than the unsteered (joint success in percent).
+
+    Where that wasn't judged (`plain` is None), nothing can be said to be better than it, and all take part.
+    """
+    better = [s for s in found if plain is None or s.low > plain]
     return [better[n] for n in undominated([(s.cost, s.gain) for s in better])]
 
 
@@ -70,10 +73,10 @@ def near(spot: Spot, found: Sequence[Spot]) -> list[str]:
     return list(dict.fromkeys(others))
 
 
-def unsteered(rows: Sequence[Row], group: str, direction: Direction) -> float:
-    """The unsteered model's joint success in percent; 0 where it wasn't judged."""
-    mine = [r for r in rows if (r.arm, r.group, r.direction) == ("unsteered", group, direction)]
-    return 100 * (mine[0].joint.mean or 0.0) if mine else 0.0
+def unsteered(rows: Sequence[Row], group: str, direction: Direction) -> float | None:
+    """The unsteered model's joint success in percent; None where it wasn't judged."""
+    mine = [r.joint.mean for r in rows if (r.arm, r.group, r.direction) == ("unsteered", group, direction)]
+    return 100 * mine[0] if mine and mine[0] is not None else None
 
 
 def panel(rows: Sequence[Row], group: str, direction: Direction, title: str = "", cost: Cost = "lost") -> Chart | None:
@@ -102,6 +105,7 @@ def panel(rows: Sequence[Row], group: str, direction: Direction, title: str = ""
     x = Axis.over([nothing, most], label=f"{label} →", count=6, room=0.03)
     y = Axis(-3, 103, (0, 25, 50, 75, 100), "joint success, %")
     told = "; ".join(s.words for s in edge) or "nothing does better than the unsteered model"
+    told += "" if plain is not None else "; the unsteered model wasn't judged"
     words = f"Joint success against {label}; nobody beats: {told}"
     drawn = [s for s in series if s.marks]
     return Chart(x, y, drawn, title or f"{group}, {direction}", words, width=430, height=250, aside=True, upright=())
@@ -116,6 +120,8 @@ def in_words(rows: Sequence[Row], group: str, direction: Direction, cost: Cost =
     edge = frontier(found, plain)
     unit = {"lost": " points", "kl": " nats", "perplexity": " times"}[cost]
     told = [f"{s.name} ({s.gain:.0f} % for {s.cost:.2g}{unit}{_beside(near(s, found))})" for s in edge]
+    if plain is None:
+        return f"{', then '.join(told)} (the unsteered model wasn't judged)"
     return ", then ".join(told) or f"nothing does better than the unsteered model ({plain:.0f} %)"
 
 

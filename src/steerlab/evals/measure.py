@@ -145,11 +145,10 @@ class CostMeter:
     """Measures costs against the unsteered model, whose own figures are computed once per split and seed."""
 
     def __init__(self, suite: Suite, engine: Trainable, split: Split, amounts: Amounts, seed: int) -> None:
-        self._engine = engine
+        self._suite, self._engine = suite, engine
         self._items = list(suite.items(split, amounts.items, seed))
         self._neutral = list(suite.neutral(split, amounts.neutral, seed))
         self._texts = list(suite.texts(split, amounts.texts))
-        self._correct, self._refused = suite.correct(), suite.refused()
         self._tokens = amounts.tokens
         self.base = self._capability([None])[0]
         self._logits = [scores.clone() for scores in engine.logits(self._neutral)]
@@ -172,22 +171,30 @@ class CostMeter:
         return found
 
     def _capability(self, steerings: Sequence[Steering | None]) -> list[Costs]:
-        if not self._items or self._correct is None:
-            return [Costs() for _ in steerings]
-        replies = _replies(self._engine, self._items, steerings, self._tokens)
-        found: list[Costs] = []
-        for n in range(len(steerings)):
-            costs = Costs()
-            for item, reply in zip(self._items, replies[n * len(self._items) :], strict=False):
-                right = self._correct.present(self._correct(reply.text, item))
-                refusal = None
-                if self._refused is not None and not reply.text.strip():
-                    refusal = False  # silence is wrong, and no refusal
-                elif self._refused is not None:
-                    refusal = self._refused.present(self._refused(reply.text, item))
-                costs.capability.append(None if right is None else float(right))
-                costs.refused.append(None if refusal is None else float(refusal))
-                known = right is not None and refusal is not None
-                costs.wrong.append(float(not right and not refusal) if known else None)
-            found.append(costs)
-        return found
+        return capability(self._suite, self._engine, self._items, steerings, self._tokens)
+
+
+def capability(
+    suite: Suite, engine: Trainable, items: Sequence[Example], steerings: Sequence[Steering | None], tokens: int
+) -> list[Costs]:
+    """Right, wrong or refused, item by item, under each steering (None: the model as it is)."""
+    correct, refused = suite.correct(), suite.refused()
+    if not items or correct is None:
+        return [Costs() for _ in steerings]
+    replies = _replies(engine, items, steerings, tokens)
+    found: list[Costs] = []
+    for n in range(len(steerings)):
+        costs = Costs()
+        for item, reply in zip(items, replies[n * len(items) :], strict=False):
+            right = correct.present(correct(reply.text, item))
+            refusal = None
+            if refused is not None and not reply.text.strip():
+                refusal = False  # silence is wrong, and no refusal
+            elif refused is not None:
+                refusal = refused.present(refused(reply.text, item))
+            costs.capability.append(None if right is None else float(right))
+            costs.refused.append(None if refusal is None else float(refusal))
+            known = right is not None and refusal is not None
+            costs.wrong.append(float(not right and not refusal) if known else None)
+        found.append(costs)
+    return found

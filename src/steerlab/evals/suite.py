@@ -54,6 +54,10 @@ class Suite(ABC):
     def contrast(self, task: str, seed: int) -> Contrast:
         """Pairs to fit on, from the training split."""
 
+    def held_out(self, task: str, split: Split, n: int, seed: int) -> Sequence[tuple[Example, Example]]:
+        """Pairs of a split that no fit sees, with answers, for signals that need no reply; none where there are none."""
+        return ()
+
     @abstractmethod
     def prompts(self, task: str, direction: Direction, split: Split, n: int, seed: int) -> Sequence[Example]:
         """Prompts on which the behaviour is to be brought out (where it isn't asked for), or taken away (where it is)."""

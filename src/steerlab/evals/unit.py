@@ -102,18 +102,18 @@ def run_unit(suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable) 
     return {"task": task, "seed": seed, **plain, "arms": arms, "meter": meter.figures()}
 
 
-def fit_arm(suite: Suite, plan: Plan, arm: ArmPlan, task: str, seed: int, engine: Trainable) -> Steering:
-    """The arm's steering for this task and seed."""
+def fit_arm(suite: Suite, plan: Plan | None, arm: ArmPlan, task: str, seed: int, engine: Trainable) -> Steering:
+    """The arm's steering for this task and seed; with no plan, at the site that the arm or its method names."""
     if arm.file:
         return Steering.load(arm.file)
     return method_of(suite, plan, arm, task, seed).fit(engine, suite.contrast(task, seed))
 
 
-def method_of(suite: Suite, plan: Plan, arm: ArmPlan, task: str, seed: int) -> Method:
+def method_of(suite: Suite, plan: Plan | None, arm: ArmPlan, task: str, seed: int) -> Method:
     """The method that an arm fits, with what it leaves open: the plan's site, the seed, the task's prompt."""
     settings = dict(arm.settings)
     known = set(plugins.load(arm.method).__dataclass_fields__)
-    if "site" in known and plan.site is not None:
+    if plan is not None and "site" in known and plan.site is not None:
         settings.setdefault("site", plan.site)
     if "seed" in known:
         settings.setdefault("seed", seed)
@@ -135,6 +135,18 @@ def signed(plan: Plan, steering: Steering, arm: ArmPlan, direction: Direction) -
     return [sign * s for s in sizes if low - 1e-9 <= sign * s <= high + 1e-9]
 
 
+def signed_domain(steering: Steering, arm: ArmPlan | None, direction: Direction) -> tuple[float, float]:
+    """The sign of the strengths that act in a direction, and the greatest size there is (0, 0 where there are none)."""
+    sign = 1.0 if direction == "elicit" else -1.0
+    if _aim(arm, steering) == "suppress":
+        if direction == "elicit":
+            return 0.0, 0.0
+        sign = 1.0
+    low, high = steering.domain
+    size = high if sign > 0 else -low
+    return (sign, size) if size > 0 else (0.0, 0.0)
+
+
 def choose(strengths: Sequence[float], effects: Sequence[Effects], costs: Sequence[Costs], budget: float) -> int | None:
     """Which strength dev favours: the best joint success among those within the budget, the weakest of equals.
 
@@ -149,9 +161,9 @@ def choose(strengths: Sequence[float], effects: Sequence[Effects], costs: Sequen
     return min(known, key=lambda n: (lost[n], abs(strengths[n]))) if known else None
 
 
-def _aim(arm: ArmPlan, steering: Steering) -> Aim:
+def _aim(arm: ArmPlan | None, steering: Steering) -> Aim:
     """What strength 1 does: the method tells, a saved steering's too."""
-    name = arm.method or str(steering.meta.method.get("name", ""))
+    name = (arm.method if arm else "") or str(steering.meta.method.get("name", ""))
     return plugins.load(name).aim if name in plugins.names("methods") else "elicit"
 
 

@@ -8,18 +8,15 @@ other wordings and orders, and `noise` says how much the judge differs from itse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Event
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from .. import progress
-from ..errors import ConfigError, JudgeError
+from ..errors import ConfigError
 from . import asking, local
-from .answers import Answer, Answers, key_of
 from .base import Judge, Score
-from .endpoint import Endpoint, Tally, Unanswered
+from .client import Client
+from .endpoint import Tally
 
 if TYPE_CHECKING:
     from ..contrast import Example
@@ -97,7 +94,7 @@ class LLMJudge(Judge):
                 f" {self.batch_size}, most {self.most}; expected 1 to 12 variants, and at least 1 of the others."
             )
         if self.url:
-            self._endpoint()
+            self._client().endpoint()
 
     @property
     def aspects(self) -> tuple[asking.Aspect, ...]:
@@ -144,7 +141,7 @@ class LLMJudge(Judge):
                         aspect, reply, instruction=example.instruction, concept=self.concept, variant=way, most=self.most,
                         special=special,
                     )  # fmt: skip
-        answers = self._answers(list(asked.values()))
+        answers = self._client().answers(list(asked.values()))
         found: list[Rated] = [[[None] * len(ways) for _ in self.aspects] for _ in replies]
         for (n, i, k), answer in zip(asked, answers, strict=True):
             if answer is not None:
@@ -167,92 +164,12 @@ class LLMJudge(Judge):
             return Noise(None, None, 0)
         return Noise(sum(a == b for a, b in pairs) / len(pairs), sum(abs(a - b) for a, b in pairs) / len(pairs), texts)
 
-    def _answers(self, messages: Sequence[str]) -> list[Answer | None]:
-        """An answer for each message, known ones from the file; None where there is none, which is counted."""
-        keys = [key_of(self._settles(m)) for m in messages]
-        store = Answers(self.cache)
-        found = store.known(keys)
-        self.tally.note(wanted=len(keys), kept=sum(k in found for k in keys))
-        open_ = {key: message for key, message in zip(keys, messages, strict=True) if key not in found}
-        if open_:
-            with progress.task(f"asking {self.model}", len(open_)) as bar:
-                for key, answer in (self._remote if self.url else self._here)(open_):
-                    store.keep(key, answer, self.model)
-                    found[key] = answer
-                    self.tally.note(
-                        prompt_tokens=answer.prompt_tokens, answer_tokens=answer.answer_tokens,
-                        cost=(answer.prompt_tokens * self.price_in + answer.answer_tokens * self.price_out) / 1e6,
-                    )  # fmt: skip
-                    bar.advance()
-        return [found.get(key) for key in keys]
-
-    def _settles(self, message: str) -> dict[str, Any]:
-        where: dict[str, Any] = (
-            {"url": self.url.rstrip("/")} if self.url else {"revision": self.revision, "files": _stamp(self.model)}
-        )
-        return {"model": self.model, **where, **self._body(message)}
-
-    def _body(self, message: str) -> dict[str, Any]:
-        return {
-            "messages": [{"role": "user", "content": message}], "temperature": self.temperature, "max_tokens": self.max_tokens,
-            "seed": self.seed,
-        }  # fmt: skip
-
-    def _endpoint(self) -> Endpoint:
-        return Endpoint(self.url, self.model, self.key_env, self.timeout, self.tries, self.wait)
-
-    def _here(self, asked: Mapping[str, str]) -> Iterable[tuple[str, Answer]]:
-        keys = list(asked)
-        made = local.answers(
-            self.model, self.revision, self.device, [asked[k] for k in keys], tokens=self.max_tokens,
-            temperature=self.temperature, seed=self.seed, batch=self.batch_size,
+    def _client(self) -> Client:
+        return Client(
+            self.model, self.url, self.temperature, self.max_tokens, self.seed, self.concurrency, self.tries, self.timeout,
+            self.wait, self.key_env, self.price_in, self.price_out, self.cache, self.revision, self.device, self.batch_size,
+            self.tally,
         )  # fmt: skip
-        for place, answer in made:
-            self.tally.note(calls=1)
-            yield keys[place], answer
-
-    def _remote(self, asked: Mapping[str, str]) -> Iterable[tuple[str, Answer]]:
-        stopped = Event()
-
-        def ask(message: str) -> Answer:
-            if stopped.is_set():
-                raise Unanswered("the run was ended")
-            try:
-                return self._endpoint().ask(self._body(message), self.tally)
-            except JudgeError:
-                stopped.set()
-                raise
-
-        reached, problems = False, list[str]()
-        with ThreadPoolExecutor(min(self.concurrency, len(asked))) as pool:
-            futures = {pool.submit(ask, message): key for key, message in asked.items()}
-            try:
-                for future in as_completed(futures):
-                    try:
-                        answer = future.result()
-                    except Unanswered as problem:
-                        reached = reached or problem.reached
-                        problems.append(str(problem))
-                        self.tally.missed(str(problem))
-                        continue
-                    reached = True
-                    yield futures[future], answer
-            finally:  # also on Ctrl-C, or where the judge refuses altogether: what is waiting isn't sent
-                stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-        if not reached:
-            raise JudgeError(
-                f"the judge {self.model!r} at {self.url} can't be reached: {problems[0]}. Is the server up, and the url right?"
-            )
-
-
-def _stamp(model: str) -> str:
-    """What tells one folder's model from another's; nothing for a name on the hub."""
-    from pathlib import Path
-
-    from ..files import digest
-
-    return digest(model) if Path(model).is_dir() else ""
 
 
 def _mean(ratings: Sequence[float | None]) -> float | None:

@@ -47,14 +47,14 @@ def parse_rule(text: str) -> Judge:
         return judge("sentiment", {"pole": pole, "lexicon": file})
     name = text.split(",", 1)[0]
     if name.endswith(".py") or name.replace("-", "_") in plugins.names("judges"):
-        return judge(name, _settings(text))
+        return judge(name, settings_of(text))
     near = nearest(kind, [*FORMS, *plugins.names("judges")])
     near = nearest(kind, [*FORMS, *plugins.names("judges")])
     raise ConfigError(f"a rule is {text!r}. {near} Forms: {'; '.join(FORMS.values())}; or JUDGE,key=value.")
 
 
-def _settings(text: str) -> dict[str, Any]:
-    """`NAME,key=value,key=value`; a comma inside a value is doubled."""
+def settings_of(text: str) -> dict[str, Any]:
+    """The settings of `NAME,key=value,key=value`; a comma inside a value is doubled. Raises `ConfigError`."""
     import yaml
 
     pieces = [p.replace("\0", ",") for p in text.replace(",,", "\0").split(",")][1:]

@@ -1,0 +1,100 @@
+"""What eight steerings do to each other, and what the proposed composition keeps. `make bench-compose` (tens of minutes)
+
+Each concept's steering is fitted alone (by default CDAS at rank 2, each at its own block of `--layers`, in turn), measured alone,
+two by two and all together, as given, reordered, with overlaps taken out, and weaker. The joint budget is the sum of what the
+steerings cost one by one: together they may cost what they cost apart. Ends with `bar NAME VALUE GOAL RUN` lines.
+
+    python benchmarks/compose.py
+    python benchmarks/compose.py --concepts pirate,bullets --method diff_means --prompts 4 --test 8 --items 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from steerlab.evals import heatmap
+from steerlab.evals.compose import Asked, interference
+from steerlab.evals.guarantee import Budget
+from steerlab.evals.joining import Part
+from steerlab.files import write_text
+
+CONCEPTS = "pirate,sea,joyful,bullets,formal,polite,winter,questions"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concepts", default=CONCEPTS)
+    parser.add_argument("--method", default="cdas")
+    parser.add_argument("--set", default="", help="settings of the method, key=value with commas between")
+    parser.add_argument("--layers", default="2", help="blocks, dealt out in turn")
+    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--suppress", default="", help="concepts that are taken away instead")
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--test", type=int, default=24)
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--neutral", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--no-matrix", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/compose"))
+    given = parser.parse_args()
+    import torch
+    import yaml
+
+    from steerlab.evals.signals import Signals
+    from steerlab.evals.unit import ArmPlan, fit_arm
+    from steerlab.pilot.suite import PilotSuite
+
+    torch.set_num_threads(1)
+    run, suite = uuid.uuid4().hex[:8], PilotSuite(pairs=given.pairs)
+    engine, parts = suite.engine(), []
+    more = {k: yaml.safe_load(v) for k, v in (p.split("=") for p in given.set.split(",") if p)}
+    layers, away = given.layers.split(","), given.suppress.split(",")
+    for n, concept in enumerate(given.concepts.split(",")):
+        settings = {**more, "site": layers[n % len(layers)]}
+        steering = fit_arm(suite, None, ArmPlan(given.method, given.method, settings), concept, given.seed, engine)
+        direction, sign = ("suppress", -1.0) if concept in away else ("elicit", 1.0)
+        parts.append(Part(concept, steering, concept, direction, sign * given.strength))
+        print(f"{concept} fitted", flush=True)
+    signals = Signals(suite, engine, parts[0].task, "dev", pairs=0, neutral=given.neutral, texts=32, seed=given.seed)
+    apart = sum(float(signals.kl(p.applied).mean()) for p in parts)
+    added = sum(max(0.0, float(signals.perplexity(p.applied).mean())) for p in parts)
+    budget = Budget(lost=0.02 * len(parts), kl=min(0.99, apart), perplexity=min(0.49, max(added, 0.01)))
+    asked = Asked(
+        budget, given.prompts, given.test, given.neutral, 32, given.items, given.tokens, given.seed, not given.no_matrix
+    )
+    found = interference(suite, parts, asked, engine=engine)
+    write_text(given.out / "interference.json", json.dumps(found.to_json(), indent=1))
+    print(
+        f"run {run}: {len(parts)} steerings by {given.method}, blocks {given.layers}; wrote {heatmap.save(found, given.out / 'interference.svg')}"
+    )
+    print("alone, dev: " + ", ".join(f"{p.name} {e}" for p, e in zip(parts, found.solo, strict=True)))
+    for w in found.wholes:
+        costs = ", ".join(f"{k} {e}" for k, e in w.costs.items())
+        print(
+            f"{'* ' if w.chosen else '  '}{w.name} ({w.words}): kept {w.kept}; {costs}; over: {', '.join(w.over) or 'nothing'}"
+        )
+    for line in found.warnings:
+        print(f"  {line}")
+    talk = [abs(c.mean) for row in found.cross for c in row if c is not None and c.mean is not None]
+    best = max(found.wholes, key=lambda w: w.kept.mean or 0.0)
+    bar("compose_kept_proposed", found.best.kept.mean or 0.0, 0.9, run)
+    bar("compose_kept_best", best.kept.mean or 0.0, 0.9, run)
+    kl = found.best.costs["kl"].mean
+    bar("compose_joint_kl_over_sum", -(kl / apart if kl is not None else 99.0), -1.0, run)
+    if talk:
+        bar("compose_cross_talk_mean", -float(np.mean(talk)), -0.1, run)
+
+
+def bar(name: str, value: float, goal: float, run: str) -> None:
+    print(f"bar {name} {value:.3f} {goal:.3f} {run}{'' if value >= goal else '   (short)'}")
+
+
+if __name__ == "__main__":
+    main()

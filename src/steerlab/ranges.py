@@ -1,0 +1,158 @@
+"""The calibrated range that travels in a steering's file, and where a strength stands in it.
+
+`Meta.range` is plain data, written by `steerlab.evals.calibrate`:
+
+    {"directions": {"elicit": {"min_useful": 0.5, "default": 1.0, "max_safe": 1.3}, "suppress": {...}},
+     "budget": {"lost": 0.02, "kl": 0.1, "perplexity": 0.05}, "measured": {...}}
+
+Strengths have their sign, and a direction holds for strengths of the sign of its `max_safe`. A `default` of None says that
+nothing useful lies within the budget. A file without a range is not calibrated, and is said to be so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+from .errors import ArtefactError
+
+State = Literal["inside", "weak", "beyond", "not calibrated"]
+DIRECTIONS = ("elicit", "suppress")
+SLACK = 1e-6  # strengths are written and multiplied
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A direction's strengths: the weakest that is of use, the one to take, and the strongest within the budget.
+
+    None where there is no such strength; a `max_safe` of 0 says that even the weakest that was tried costs too much.
+    """
+
+    sign: int
+    min_useful: float | None
+    default: float | None
+    max_safe: float
+
+    def scaled(self, k: float) -> Side:
+        """The same strengths as multiples of k times what they were multiples of."""
+        turned = self.sign if k > 0 else -self.sign
+        low, best = (None if v is None else v / k for v in (self.min_useful, self.default))
+        return Side(turned, low, best, self.max_safe / k)
+
+
+class Standing(NamedTuple):
+    """Where a strength stands in a range, and a sentence about it (empty inside)."""
+
+    state: State
+    words: str = ""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it is known to keep the budget."""
+        return self.state in ("inside", "weak")
+
+
+def sides(told: Mapping[str, Any] | None) -> dict[str, Side]:
+    """Each direction's strengths; none of a steering that isn't calibrated. Raises `ArtefactError` for what is no range."""
+    if told is None:
+        return {}
+    found: dict[str, Side] = {}
+    given = told.get("directions")
+    if not isinstance(given, Mapping):
+        raise ArtefactError(
+            f"a range has the directions {_short(given)}; expected elicit and suppress, each with its strengths."
+        )
+    for name, row in cast("Mapping[str, Any]", given).items():
+        if name not in DIRECTIONS or not isinstance(row, Mapping):
+            raise ArtefactError(
+                f"a range has the direction {name!r} as {_short(row)}; expected elicit or suppress, and strengths."
+            )
+        values = [cast("Mapping[str, Any]", row).get(key) for key in ("min_useful", "default", "max_safe")]
+        if not all(v is None or _number(v) for v in values) or values[2] is None:
+            raise ArtefactError(f"a range's {name} is {_short(row)}; expected numbers, and a max_safe.")
+        sign = cast("Mapping[str, Any]", row).get("sign")
+        if sign not in (-1, 1):
+            sign = _sign_of(values, name)
+        found[name] = Side(sign, values[0], values[1], float(values[2]))
+    return found
+
+
+def standing(told: Mapping[str, Any] | None, strength: float = 1.0) -> Standing:
+    """Where a strength stands. 0 leaves a model untouched and is always inside."""
+    if strength == 0:
+        return Standing("inside")
+    try:
+        known = sides(told)
+    except ArtefactError as problem:
+        return Standing("not calibrated", f"its range can't be read ({problem})")
+    if not known:
+        return Standing("not calibrated", "it is not calibrated: nobody has measured which strengths keep a budget")
+    sign = 1 if strength > 0 else -1
+    mine = next((s for s in known.values() if s.sign == sign), None)
+    if mine is None:
+        return Standing("not calibrated", f"strengths {'above' if sign > 0 else 'below'} 0 are not calibrated")
+    size, most = abs(strength), abs(mine.max_safe)
+    if size > most + SLACK * max(1.0, most):
+        within = f"up to {mine.max_safe:+.3g}" if most else "none"
+        return Standing(
+            "beyond",
+            f"strength {strength:+.3g} is beyond its calibrated range ({within}): what it costs is over budget or unknown",
+        )
+    if mine.min_useful is not None and size < abs(mine.min_useful) * (1 - SLACK) - SLACK:
+        return Standing(
+            "weak", f"strength {strength:+.3g} is weaker than the {mine.min_useful:+.3g} from which on it was of use"
+        )
+    return Standing("inside")
+
+
+def rescaled(told: Mapping[str, Any] | None, k: float) -> dict[str, Any] | None:
+    """The range of a steering whose strengths have become k times what they were; None of one that can't be read, or at 0."""
+    if told is None or k == 0:
+        return None
+    if k == 1:
+        return dict(told)
+    try:
+        known = sides(told)
+    except ArtefactError:
+        return None
+    rows = cast("Mapping[str, Mapping[str, Any]]", told["directions"])
+    moved = {name: {**rows[name], **asdict(side.scaled(k))} for name, side in known.items()}
+    return {**told, "directions": moved}
+
+
+def in_words(told: Mapping[str, Any] | None) -> str:
+    """The range in a line, for a person."""
+    try:
+        known = sides(told)
+    except ArtefactError as problem:
+        return f"can't be read: {problem}"
+    if not known:
+        return "not calibrated"
+    parts: list[str] = []
+    for name, side in known.items():
+        if side.default is None:
+            most = (
+                f"strengths up to {side.max_safe:+.3g} keep it" if side.max_safe else "no strength that was tried does"
+            )
+            parts.append(f"{name}: nothing useful within the budget ({most})")
+        else:
+            low = "" if side.min_useful is None else f"useful from {side.min_useful:+.3g}, "
+            parts.append(f"{name}: {side.default:+.3g} ({low}safe up to {side.max_safe:+.3g})")
+    return "; ".join(parts)
+
+
+def _sign_of(values: list[Any], name: str) -> int:
+    known = [v for v in values if v]
+    if not known:
+        return 1 if name == "elicit" else -1
+    return 1 if known[-1] > 0 else -1
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 < value < 1e9
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,478 @@
+"""Calibrating: bets at their level, searches on surfaces whose best is known, ranges by hand, and a whole run on a real model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from steerlab import hub
+from steerlab.cli.common import keep_to_range
+from steerlab.contrast import Example
+from steerlab.edits import Ablate, Shift
+from steerlab.errors import ArtefactError, ConfigError, EditError
+from steerlab.evals.calibrate import Asked, Setting, calibrate
+from steerlab.evals.guarantee import HIGH, LOW, Bet, Budget, certified, expected, resolved, safe
+from steerlab.evals.measure import Amounts, CostMeter, Effects, measure_effects
+from steerlab.evals.operating import Row, first, hopeless, kept, side, verdict
+from steerlab.evals.search import Point, halving, optuna
+from steerlab.evals.signals import Signal, Signals
+from steerlab.evals.stats import paired_difference
+from steerlab.evals.unit import ArmPlan, mean
+from steerlab.methods.base import method
+from steerlab.ranges import in_words, rescaled, sides, standing
+from steerlab.sites import Site
+from steerlab.steering import Intervention, Meta, Steering
+from steerlab.testing import planted
+from test_evals import PlantedSuite
+
+RANGE = {
+    "directions": {
+        "elicit": {"sign": 1, "min_useful": 0.5, "default": 1.0, "max_safe": 1.2},
+        "suppress": {"sign": -1, "min_useful": -0.4, "default": -0.8, "max_safe": -1.6},
+    },
+    "budget": {"lost": 0.02, "kl": 0.1, "perplexity": 0.05},
+}
+
+
+def steering(told=RANGE, edit=None) -> Steering:
+    made = edit or Shift(torch.ones(4))
+    return Steering((Intervention(Site(1), made),), meta=Meta(range=told))
+
+
+# --- the guarantee ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_bet_by_hand():
+    """Half the capital stakes edge/(edge² + v), half √(2 ln 20 / (n v)), with v = ((high − low)/8)² before anything has come."""
+    bet = Bet(0.1, 0.0, 1.0, horizon=100).add([0.0])
+    v, edge = (1 / 8) ** 2, 0.05
+    stakes = [min(edge / (edge**2 + v), 0.75 / 0.9), min(math.sqrt(2 * math.log(20) / (100 * v)), 0.75 / 0.9)]
+    assert math.exp(bet.best) == pytest.approx(sum(1 + s * 0.1 for s in stakes) / 2)
+
+
+def test_bets_added_in_lots_are_one_bet():
+    costs = np.random.default_rng(0).exponential(0.05, size=200)
+    whole, lots = Bet(0.1, 0, 1, horizon=200).add(costs), Bet(0.1, 0, 1, horizon=200)
+    for start in range(0, 200, 37):
+        lots.add(costs[start : start + 37])
+    assert lots.best == pytest.approx(whole.best) and lots.n == whole.n == 200
+
+
+@pytest.mark.parametrize("name", ["lost", "kl", "perplexity"])
+def test_a_cost_at_its_budget_is_certified_in_at_most_a_twentieth_of_cases(name):
+    """2,000 draws with the mean exactly at the budget; the bound of the binomial at 98 %."""
+    rng = np.random.default_rng(1)
+    draws = {
+        "lost": lambda: rng.choice([-1.0, 0.0, 1.0], p=[0.01, 0.96, 0.03], size=400),
+        "kl": lambda: rng.choice([0.0, 1.0], p=[0.9, 0.1], size=400),
+        "perplexity": lambda: rng.uniform(0, 0.1, size=400),
+    }
+    most = {"lost": 0.02, "kl": 0.1, "perplexity": 0.05}[name]
+    wrong = sum(certified(draws[name](), most, LOW[name], HIGH[name]) for _ in range(2000))
+    assert wrong <= 2000 * 0.05 + 2.054 * math.sqrt(2000 * 0.05 * 0.95)
+
+
+def test_a_cost_well_within_is_certified_and_one_beyond_is_not():
+    rng = np.random.default_rng(2)
+    low = [certified(rng.exponential(0.04, size=192), 0.1, 0, 1) for _ in range(50)]
+    high = [certified(rng.exponential(0.15, size=192), 0.1, 0, 1) for _ in range(50)]
+    assert np.mean(low) > 0.9 and not any(high)
+
+
+def test_looking_after_every_lot_keeps_the_level():
+    """The bet may be looked at as it goes: that is what stopping early rests on."""
+    rng, wrong = np.random.default_rng(3), 0
+    for _ in range(500):
+        bet = Bet(0.02, -1, 1, horizon=600)
+        for _ in range(6):
+            if bet.add(rng.choice([0.0, 1.0], p=[0.98, 0.02], size=100)).certain:
+                wrong += 1
+                break
+    assert wrong <= 500 * 0.05 + 2.054 * math.sqrt(500 * 0.05 * 0.95)
+
+
+def test_strengths_are_certified_from_the_weakest_up_to_the_first_that_is_not():
+    rng = np.random.default_rng(4)
+    kl = np.stack([rng.exponential(m, size=256) for m in (0.01, 0.3, 0.01)])
+    assert safe({"kl": kl}, Budget(None, 0.1, None)) == 1
+    lost = np.zeros((3, 2000))
+    assert safe({"kl": kl[[0, 2, 2]], "lost": lost}, Budget()) == 3
+    with pytest.raises(ConfigError, match="none of the costs"):
+        safe({"lost": lost}, Budget(None, 0.1, None))
+
+
+def test_conformal_risk_control_by_hand():
+    """(Σ costs + high) / (n + 1) ≤ budget, to the first strength that fails."""
+    costs = np.array([[0.0] * 9, [0.05] * 9, [0.1] * 9, [0.0] * 9])
+    assert expected(costs, 0.15, high=1.0) == 2  # 0.1, 0.145, 0.19
+    assert expected(costs, 0.09, high=1.0) == 0
+
+
+def test_what_a_measurement_resolves():
+    values = [0.0] * 96 + [1.0] * 4
+    told = resolved(values, 0.02)
+    sd = np.std(values, ddof=1)
+    assert told.mean == pytest.approx(0.04) and told.half == pytest.approx(1.6449 * sd / 10, rel=1e-4)
+    assert told.needed == pytest.approx(1.3 * ((1.6449 + 0.84) * sd / 0.015) ** 2, abs=2) and told.needed > 1300
+    assert resolved([0.0] * 10, 0.02).needed >= math.log(20) / math.log(1.02)
+    assert resolved([], 0.02).half is None
+
+
+def test_a_budget_that_limits_nothing_is_refused():
+    with pytest.raises(ConfigError, match="at least one"):
+        Budget(None, None, None)
+    with pytest.raises(ConfigError, match="lost is 2"):
+        Budget(lost=2.0)
+
+
+# --- the search -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Surface:
+    """Arms with a known dose-response: gain 1 − exp(−a·s), strain (s/e)², e the strength where the budget is reached."""
+
+    arms: tuple[tuple[float, float], ...]  # a, e
+
+    def read(self, arm, direction, size, share):
+        a, e = self.arms[arm]
+        return 1 - math.exp(-a * size), (size / e) ** 2
+
+    def best(self):
+        return max(range(len(self.arms)), key=lambda n: 1 - math.exp(-self.arms[n][0] * self.arms[n][1]))
+
+
+SURFACE = Surface(((0.2, 0.9), (1.5, 0.3), (1.2, 1.7), (0.8, 0.8), (2.0, 0.6), (0.1, 3.0)))
+
+
+def test_halving_finds_the_best_arm_and_the_edge_of_its_budget():
+    found = halving(6, lambda a, d: 3.0, ("elicit", "suppress"), SURFACE.read)
+    assert found.order[0] == SURFACE.best() == 2
+    for direction in ("elicit", "suppress"):
+        assert 0.85 * 1.7 <= found.edges[2, direction].strength <= 1.7
+    assert sorted(found.order) == list(range(6))
+
+
+def test_halving_reads_far_less_than_every_arm_at_every_strength():
+    found = halving(6, lambda a, d: 3.0, ("elicit",), SURFACE.read)
+    assert found.read < 0.5 * 6 * 8  # eight strengths of each arm on all data
+
+
+def test_halving_looks_only_where_an_edit_can_act():
+    found = halving(2, {(0, "elicit"): 1.0, (1, "elicit"): 0.5}, ("elicit", "suppress"), SURFACE.read)
+    assert {d for _, d in found.edges} == {"elicit"}
+    assert max(p.strength for p in found.edges[1, "elicit"].points) <= 0.5
+
+
+def test_an_arm_that_is_over_the_budget_everywhere_has_no_edge():
+    found = halving(1, lambda a, d: 3.0, ("elicit",), lambda *_: (1.0, math.inf))
+    assert found.edges[0, "elicit"].strength == 0 and found.edges[0, "elicit"].gain == 0
+
+
+def test_a_gain_beyond_the_budget_counts_for_nothing():
+    """The second arm gains most, but only where it costs too much."""
+
+    def read(arm, direction, size, share):
+        return (0.5 if arm == 0 else 1.0 * (size > 0.5)), size if arm == 0 else 4 * size
+
+    assert halving(2, lambda a, d: 3.0, ("elicit",), read).order[0] == 0
+
+
+def test_optuna_finds_it_too_and_says_when_it_is_missing(monkeypatch):
+    pytest.importorskip("optuna")
+    found = optuna(6, lambda a, d: 3.0, ("elicit",), SURFACE.read, trials=60)
+    assert found.order[0] in (2, 4) and found.readings == 60
+    again = optuna(6, lambda a, d: 3.0, ("elicit",), SURFACE.read, trials=60)
+    assert again.order == found.order  # the seed settles it
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(ConfigError, match="steerlab\\[tune\\]"):
+        optuna(1, lambda a, d: 3.0, ("elicit",), SURFACE.read)
+
+
+# --- the range of a direction -----------------------------------------------------------------------------------------------
+
+
+def effects(share, n=20) -> Effects:
+    good = round(share * n)
+    values = [1.0] * good + [0.0] * (n - good)
+    return Effects(effect=values, joint=values)
+
+
+def row(strength, joint, lost=0.0, kl=0.01, n=2000) -> Row:
+    rng = np.random.default_rng(round(100 * abs(strength)))
+    costs = {"lost": (rng.random(n) < lost).astype(float), "kl": rng.exponential(kl, size=256)}
+    made = Row(strength, effects(joint), costs)
+    for name, values in costs.items():
+        made.verdicts[name] = verdict(name, values, LIMITS, len(values), 0.05)
+    return made
+
+
+LIMITS = {"lost": 0.02, "kl": 0.1}
+
+
+def test_a_planted_dose_response_has_the_range_that_was_planted():
+    """Effect rises to 1.2, KL passes its budget between 1.2 and 1.6, capability with it."""
+    rows = [row(0.4, 0.2), row(0.8, 0.6, 0.002, 0.02), row(1.2, 0.9, 0.005, 0.05), row(1.6, 1.0, 0.06, 0.2)]
+    told = side(1, rows, effects(0.0), LIMITS, 0.05)
+    assert told["max_safe"] == 1.2 and told["default"] == 1.2
+    # half of the gain of .9: on the line from (0.4, 0.2) to (0.8, 0.6)
+    assert told["min_useful"] == pytest.approx(0.4 + 0.4 * (0.45 - 0.2) / 0.4)
+    assert told["strengths"][-1]["verdicts"] == {"lost": "broken", "kl": "broken"}
+    assert told["unresolved"] == {}
+
+
+def test_the_weakest_of_equals_is_the_default_and_strengths_keep_their_sign():
+    rows = [row(-0.5, 0.8), row(-1.0, 1.0), row(-1.5, 1.0)]
+    told = side(-1, rows, effects(0.1), LIMITS, 0.05)
+    assert told["default"] == -1.0 and told["max_safe"] == -1.5 and told["min_useful"] < 0
+
+
+def test_a_strength_above_one_that_breaks_is_never_safe():
+    rows = [row(0.5, 0.5), row(1.0, 0.9, kl=0.3), row(1.5, 1.0)]
+    assert side(1, rows, effects(0.0), LIMITS, 0.05)["max_safe"] == 0.5
+
+
+def test_nothing_useful_has_no_default():
+    told = side(1, [row(0.5, 0.1), row(1.0, 0.1)], effects(0.1), LIMITS, 0.05)
+    assert told["default"] is None and told["min_useful"] is None and told["max_safe"] == 1.0
+
+
+def test_too_few_items_are_said_to_resolve_nothing():
+    few = row(1.0, 0.9, lost=0.0, n=40)
+    assert few.verdicts["lost"] == "open" and kept(few, "lost", LIMITS, 0.05)
+    told = side(1, [few], effects(0.0), LIMITS, 0.05)
+    assert told["max_safe"] == 1.0
+    assert told["unresolved"]["lost"]["n"] == 40 and told["unresolved"]["lost"]["needed"] > 150
+
+
+def test_enough_items_that_tell_nothing_are_not_safe():
+    """A cost at its budget, with items enough to certify a free steering, isn't certified and doesn't count."""
+    rng = np.random.default_rng(5)
+    lost = np.zeros(2000)
+    lost[rng.permutation(2000)[:38]] = 1.0
+    there = Row(1.0, effects(1.0), {"lost": lost}, {"lost": verdict("lost", lost, LIMITS, 2000, 0.05)})
+    assert there.verdicts["lost"] == "open" and not kept(there, "lost", LIMITS, 0.05)
+    assert side(1, [there], effects(0.0), LIMITS, 0.05)["max_safe"] == 0.0
+
+
+def test_a_strength_that_has_lost_too_much_is_given_up():
+    bad = Row(1.0, effects(1.0), {"lost": np.array([1.0] * 20 + [0.0] * 80)})
+    fine = Row(1.0, effects(1.0), {"lost": np.array([1.0] * 3 + [0.0] * 97)})
+    assert hopeless(bad, LIMITS) and not hopeless(fine, LIMITS)
+
+
+def test_where_a_curve_first_reaches():
+    assert first([0, 1, 2], [0, 0.2, 1.0], 0.6) == pytest.approx(1.5)
+    assert first([0, 1, 2], [0, 0.8, 0.5], 0.4) == pytest.approx(0.5)
+    assert first([0, 1], [0, 0.1], 0.5) == 1
+
+
+# --- ranges in files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strength", "state"),
+    [(0, "inside"), (0.6, "inside"), (1.2, "inside"), (1.21, "beyond"), (0.3, "weak"), (-1.6, "inside"), (-2, "beyond"),
+     (-0.1, "weak")],
+)  # fmt: skip
+def test_where_a_strength_stands(strength, state):
+    assert standing(RANGE, strength).state == state
+
+
+def test_what_was_not_calibrated_says_so():
+    assert standing(None, 1.0).state == "not calibrated" and standing(None, 0.0).state == "inside"
+    one = {"directions": {"elicit": RANGE["directions"]["elicit"]}}
+    assert standing(one, -1.0).state == "not calibrated" and "below 0" in standing(one, -1.0).words
+    assert in_words(None) == "not calibrated"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{}, {"directions": []}, {"directions": {"up": {}}}, {"directions": {"elicit": {"max_safe": "1"}}},
+     {"directions": {"elicit": {"max_safe": float("nan")}}}, {"directions": {"elicit": {"max_safe": 10**400}}},
+     {"directions": {"elicit": {"default": 1.0}}}],
+)  # fmt: skip
+def test_what_is_no_range_is_told_and_never_trusted(told):
+    with pytest.raises(ArtefactError):
+        sides(told)
+    assert standing(told, 1.0).state == "not calibrated"
+    assert rescaled(told, 2.0) is None
+    assert "can't be read" in in_words(told)
+
+
+def test_a_scaled_steering_keeps_its_range_in_its_own_units():
+    doubled = steering().scaled(2.0)
+    assert standing(doubled.meta.range).state == "beyond"  # 2 of what was safe to 1.2
+    assert standing(doubled.meta.range, 0.6).state == "inside"
+    turned = steering().scaled(-1.0)
+    assert sides(turned.meta.range)["suppress"].sign == 1
+    assert standing(turned.meta.range, 1.5).state == "inside" and standing(turned.meta.range, -1.5).state == "beyond"
+    assert steering().scaled(0.0).meta.range is None
+    back = steering().scaled(0.5).scaled(2.0)
+    assert sides(back.meta.range)["elicit"] == sides(RANGE)["elicit"]
+
+
+def test_a_range_travels_in_the_file_and_changes_no_digest(tmp_path):
+    made = steering()
+    made.save(tmp_path / "s.safetensors")
+    read = Steering.load(tmp_path / "s.safetensors")
+    assert read.meta.range == RANGE
+    assert read.digest == steering(None).digest
+    steering(None).save(tmp_path / "old.safetensors")
+    assert Steering.load(tmp_path / "old.safetensors").meta.range is None
+
+
+def test_the_card_on_the_hub_tells_it():
+    assert "safe up to +1.2" in hub.card(steering(), "a/b", "x.safetensors")
+    assert "range" not in hub.card(steering(None), "a/b", "x.safetensors")
+
+
+def test_what_changes_the_behaviour_loses_the_range():
+    other = steering(None, Ablate(torch.eye(4)[:1]))
+    assert (steering() + other).meta.range is None
+    assert steering().adopted(planted.engine()).meta.range is None
+
+
+def test_generate_warns_beyond_and_strict_refuses(tmp_path, capsys):
+    steering().save(tmp_path / "s.safetensors")
+    steering(None).save(tmp_path / "old.safetensors")
+    keep_to_range([tmp_path / "s.safetensors"], [0.0, 1.0], strict=True)
+    assert capsys.readouterr().err == ""
+    keep_to_range([tmp_path / "s.safetensors"], [1.5], strict=False)
+    assert "warning" in (told := capsys.readouterr().err) and "beyond" in told
+    keep_to_range([tmp_path / "old.safetensors"], [1.0], strict=False)
+    assert "not calibrated" in capsys.readouterr().err
+    for name, strength in (("s", 1.5), ("old", 1.0)):
+        with pytest.raises(EditError, match="--strict"):
+            keep_to_range([tmp_path / f"{name}.safetensors"], [strength], strict=True)
+
+
+# --- a real model -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Taught(PlantedSuite):
+    """The planted model with held-out pairs and more items."""
+
+    def held_out(self, task, split, n, seed):
+        sides = planted.pairs(torch.Generator().manual_seed(seed + 77), n)
+        return list(zip(*sides, strict=True))
+
+
+SMALL = Asked(
+    prompts=8, items=60, lot=20, neutral=16, texts=2, pairs=6, tokens=4, most=2.0, points=(0.5, 0.95),
+    budget=Budget(lost=0.3, kl=0.9, perplexity=0.4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return ArmPlan("diff_means", "diff_means", {"site": "1"})
+
+
+def test_signals_are_zero_without_steering_and_one_where_asked(fitted):
+    engine = planted.engine()
+    read = Signals(Taught(), engine, "key", "dev", pairs=6, neutral=4, texts=2, seed=0)
+    nothing = read.read(steering(None, Shift(torch.zeros(engine.width(Site(1))))), "elicit")
+    assert nothing.gain == pytest.approx(0, abs=1e-5) and float(np.abs(nothing.kl).max()) < 1e-6
+    assert np.allclose(nothing.perplexity, 0, atol=1e-5)
+    assert nothing.strain(Budget()) == pytest.approx(0, abs=1e-3)
+    wild = read.read(steering(None, Shift(100 * torch.randn(engine.width(Site(1))))), "elicit")
+    assert wild.strain(Budget()) > 1
+    assert Signal(None, np.array([math.inf]), np.zeros(0)).strain(Budget()) == math.inf
+
+
+def test_a_whole_calibration_ends_in_a_file(fitted, tmp_path):
+    found = calibrate(Taught(), "key", fitted, SMALL, settings=[Setting({"site": "0"}), Setting({"site": "1"})])
+    told = found.steering.meta.range
+    assert set(told["directions"]) == {"elicit", "suppress"} and told["budget"]["kl"] == 0.9
+    measured = told["measured"]
+    assert measured["model"] == "planted" and measured["n"]["items"] == 60 and measured["search"]["fits"] == 2
+    for direction, one in told["directions"].items():
+        assert one["sign"] == (1 if direction == "elicit" else -1)
+        if one["default"] is not None:
+            assert abs(one["min_useful"]) <= abs(one["default"]) <= abs(one["max_safe"])
+            assert standing(told, one["default"]).state == "inside"
+    found.steering.save(tmp_path / "c.safetensors")
+    assert Steering.load(tmp_path / "c.safetensors").meta.range["measured"]["digest"] == measured["digest"]
+    again = calibrate(Taught(), "key", fitted, SMALL, settings=[Setting({"site": "0"}), Setting({"site": "1"})])
+    assert again.steering.meta.range == told  # seeds settle everything
+
+
+def test_items_that_cannot_be_judged_count_as_lost(fitted):
+    @dataclass(frozen=True)
+    class Mute(Taught):
+        def items(self, split, n, seed):
+            return [replace(Example.ask(e.instruction), tags={"right": "w1"}) for e in super().items(split, n, seed)]
+
+        def correct(self):
+            from steerlab.judges.base import Judge, Score
+
+            class Never(Judge):
+                def __call__(self, reply, example):
+                    return Score.missing("never")
+
+            return Never()
+
+    found = calibrate(
+        Mute(), "key", fitted, replace(SMALL, directions=("elicit",), budget=Budget(lost=0.3, kl=None, perplexity=None))
+    )
+    (one,) = found.steering.meta.range["directions"].values()
+    assert one["max_safe"] == 0.0 and one["default"] is None
+
+
+def test_a_budget_that_the_suite_cannot_measure_is_refused(fitted):
+    with pytest.raises(ConfigError, match="limits nothing that can be measured"):
+        calibrate(Taught(), "key", fitted, replace(SMALL, texts=0, budget=Budget(None, None, 0.1)))
+
+
+def test_points_are_of_a_strength():
+    assert Point(1.0, None, 2.0).gain is None
+    with pytest.raises(ConfigError, match="points"):
+        Asked(points=(0.5, 1.5))
+
+
+def test_it_chooses_as_well_as_a_full_grid_for_a_fifth_of_its_replies(fitted):
+    """Six settings at seven strengths both ways, all of dev each, against the search; both chosen on dev, told on test."""
+    suite, engine, budget = Taught(), planted.engine(), SMALL.budget
+    settings = [
+        Setting({"site": site, "positions": where})
+        for site in ("0", "1")
+        for where in ("not_template", "decoding", "generated")
+    ]
+    sizes, directions = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), (("elicit", 1.0), ("suppress", -1.0))
+    amounts = Amounts(SMALL.prompts, SMALL.items, SMALL.neutral, SMALL.texts, SMALL.tokens)
+    meter, best, steerings = CostMeter(suite, engine, "dev", amounts, 0), {}, []
+    for n, setting in enumerate(settings):
+        steerings.append(method("diff_means", {"site": "1", **setting.settings}).fit(engine, suite.contrast("key", 0)))
+        for direction, sign in directions:
+            under = [steerings[-1].scaled(sign * s) for s in sizes]
+            effects = measure_effects(suite, engine, "key", direction, "dev", under, amounts, 0)
+            for s, e, c in zip(sizes, effects, meter.measure(under), strict=True):
+                paid = {"lost": mean(c.lost), "kl": mean(c.kl), "perplexity": mean(c.perplexity) - 1}
+                if all(paid[k] <= v for k, v in budget.limits().items()):
+                    best[n, direction] = max(best.get((n, direction), (-1.0, 0.0)), (mean(e.joint), sign * s))
+    score = {n: sum(best.get((n, d), (0.0, 0.0))[0] for d, _ in directions) for n in range(len(settings))}
+    won = max(score, key=score.get)
+    grid_replies = len(settings) * len(directions) * len(sizes) * (SMALL.prompts + SMALL.items)
+
+    found = calibrate(suite, "key", fitted, SMALL, settings=settings, fitted=steerings)
+    assert found.ledger.replies <= grid_replies / 5 and found.ledger.fits == 0
+    test = Amounts(24, 60, 16, 2, 4)
+    costs = CostMeter(suite, engine, "test", test, 0)
+    for direction, _ in directions:
+        told = found.steering.meta.range["directions"][direction]
+        ours = found.steering.scaled(told["default"]) if told["default"] else None
+        theirs = steerings[won].scaled(best[won, direction][1])
+        mine, other = (
+            measure_effects(suite, engine, "key", direction, "test", [u], test, 0)[0].joint for u in (ours, theirs)
+        )
+        apart = paired_difference([[mine]], [[other]])
+        assert apart.high >= 0, (direction, told, best[won, direction], apart)
+        if told["max_safe"]:
+            (paid,) = costs.measure([found.steering.scaled(told["max_safe"])])
+            assert mean(paid.kl) <= budget.kl and mean(paid.lost) <= budget.lost
