@@ -1,0 +1,128 @@
+"""The registry of claims, patterns on the built-in model, figures on given weights, receipts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import steerlab as sl
+from steerlab.cli import main
+from steerlab.contrast import Example
+from steerlab.errors import ArtefactError, ConfigError
+from steerlab.evals.stats import Estimate
+from steerlab.judges.rule import LexiconJudge
+from steerlab.reproduce.claims import UNVERIFIED, claim, receipts, registry, status
+from steerlab.reproduce.full import agrees, block_of, chosen, method_of
+from steerlab.reproduce.run import locked, run_small, verdict, write
+from steerlab.reproduce.small import Compared, Size, _told, arm
+from steerlab.testing import tiny
+
+TINY = Size(pairs=8, prompts=4, items=13, suite=4, epochs=1, strengths=(1.0,), tokens=12)
+
+
+def main_exits(words):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return end.value.code or 0
+
+
+def test_every_claim_names_its_source_and_can_be_built():
+    claims, arms = registry()
+    assert len(claims) >= 20
+    for c in claims.values():
+        assert c.source.url.startswith("https://")
+        assert c.source.where
+        assert c.pattern
+        for setting in c.figures or {None: 0.0}:
+            if "method" in c.config:
+                method_of(c.config, block_of(setting))  # a setting that the method lacks would raise
+        for part in c.pattern.get("compare", ()):
+            assert {part["a"], part.get("more_than", part.get("less_than"))} <= set(arms)
+            assert ("more_than" in part) != ("less_than" in part)
+    for name in arms:
+        arm(name, Size(epochs=1))
+
+
+def test_the_list_has_every_claim_with_source_figures_and_what_is_known_here(tmp_path, capsys):
+    assert main_exits(["reproduce", "--list", "--out", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    claims, _ = registry()
+    assert [r["claim"] for r in rows] == list(claims)
+    assert all("https://" in r["source"] for r in rows)
+    assert {f["here"] for r in rows for f in r["figures"].values()} == {UNVERIFIED}
+    assert main_exits(["reproduce", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("unverified here") >= len(claims)
+
+
+def test_a_receipt_on_the_real_weights_ends_unverified(tmp_path):
+    c = claim("cdas-refusal")
+    setting = "llama-3.1-8b-instruct layer 12"
+    receipt = {
+        "kind": "steerlab claim", "claim": c.name, "scale": "full", "setting": setting, "verdict": "within the tolerance",
+        "reached": {"mean": 0.9},
+    }  # fmt: skip
+    write(receipt, tmp_path)
+    assert status(c, setting, receipts(tmp_path)) == "reached 0.900: within the tolerance"
+    assert status(c, "phi-3.5-mini-instruct layer 16", receipts(tmp_path)) == UNVERIFIED
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ArtefactError, match="no receipt"):
+        receipts(tmp_path)
+
+
+def test_a_figure_agrees_within_its_tolerance_or_its_interval():
+    assert agrees(Estimate(0.60, 0.5, 0.7, 9), 0.631, 0.08) == "within the tolerance"
+    assert agrees(Estimate(0.50, 0.3, 0.7, 9), 0.8, 0.08) == "below it"
+    assert agrees(Estimate(0.50, 0.2, 0.75, 9), 0.8, 0.08) == "the interval reaches it"
+    assert agrees(Estimate(0.95, 0.9, 0.99, 9), 0.5, 0.08) == "above it"
+    assert agrees(Estimate(None, None, None, 0), 0.5, 0.08) == "nothing could be measured"
+
+
+def test_a_pattern_is_held_reversed_or_not_told_apart():
+    up, down, flat = Estimate(0.3, 0.1, 0.5, 9), Estimate(-0.3, -0.5, -0.1, 9), Estimate(0.1, -0.1, 0.3, 9)
+    assert [_told(e, 1)[0] for e in (up, down, flat)] == ["held", "reversed", "not told apart"]
+    assert [_told(e, -1)[0] for e in (up, down, flat)] == ["reversed", "held", "not told apart"]
+    parts = {e: Compared("", e, flat) for e in ("held", "reversed", "not told apart")}
+    assert verdict([parts["held"]]) == "held"
+    assert verdict([parts["held"], parts["not told apart"]]) == "not told apart"
+    assert verdict([parts["held"], parts["reversed"]]) == "reversed"
+    assert verdict([]) == "nothing to see at this scale"
+
+
+def test_the_factor_is_chosen_on_one_half_and_told_of_the_other():
+    """The prompt arm is judged by a word that only the steered prompt holds; factors outside the domain are left out."""
+    engine = tiny.engine()
+    prompts = [Example.ask(f"w{n}") for n in range(4)]
+    steering = sl.Steering(prompt=sl.Prompt("w20 w21"))
+    config = {"factors": [1.0, 2.0], "tokens": 4, "temperature": 0.0}
+    words = {r.text for r in engine.generate(prompts, steering, sl.Sampling(4))}
+    judge = LexiconJudge(tuple(w for t in words for w in t.split()) or ("w1",), enough=1)
+    told = chosen(engine, steering, prompts, judge, config, 0)
+    assert told == [2.0, 2.0]
+    with pytest.raises(ConfigError, match="none of the claim's factors"):
+        chosen(engine, steering, prompts, judge, {**config, "factors": [3.0]}, 0)
+
+
+@pytest.mark.parametrize("name", ["reps-refusal", "cdas-refusal-kl", "caa-monotone"])
+def test_patterns_run_end_to_end_on_the_built_in_model(name, tmp_path):
+    c, engine = claim(name), sl.load("pilot")
+    receipt = run_small(c, engine, TINY, "pilot")
+    assert receipt["verdict"] in ("held", "reversed", "not told apart")
+    assert receipt["locked"] == locked(c)
+    assert all(p["words"] and p["difference"]["n"] > 0 for p in receipt["pattern"])
+    path = write(receipt, tmp_path)
+    assert json.loads(path.read_text(encoding="utf-8"))["claim"] == name
+    assert not list(tmp_path.glob(".*"))
+    assert status(c, next(iter(c.figures), None), receipts(tmp_path)) == UNVERIFIED  # the small scale verifies nothing
+
+
+def test_what_a_claim_needs_is_said(capsys):
+    assert main_exits(["reproduce", "cdas-refusl"]) == 2
+    assert "Did you mean 'cdas-refusal" in capsys.readouterr().err
+    assert main_exits(["reproduce", "axbench-reps", "--scale", "full"]) == 2
+    assert "--setting" in capsys.readouterr().err
+    assert main_exits(["reproduce", "cdas-refusal", "--model", "somewhere", "--scale", "pilot"]) == 2
+    assert "--scale full" in capsys.readouterr().err
+    assert main_exits(["reproduce", "axbench-cdas-unit", "--scale", "full"]) == 2
+    assert "--data" in capsys.readouterr().err
