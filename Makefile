@@ -30,9 +30,10 @@ test-llamacpp: setup  ## exported control vectors in real llama.cpp, which is co
 	@tools/llamacpp $(VENV)-llamacpp
 	@OMP_NUM_THREADS=1 STEERLAB_LLAMACPP=$(abspath $(VENV)-llamacpp)/bin/python $(BIN)/python -m pytest tests/test_verify.py -k llama_cpp
 
-test-lm-eval: setup  ## exported files in lm-evaluation-harness's own steered model (2 GB)
+test-lm-eval: setup  ## lm-evaluation-harness: the model type steerlab, and exported files in its own steered model (2 GB)
 	@tools/lm-eval $(VENV)-lmeval
 	@OMP_NUM_THREADS=1 STEERLAB_LMEVAL=$(abspath $(VENV)-lmeval)/bin/python $(BIN)/python -m pytest tests/test_exports.py -k harness
+	@OMP_NUM_THREADS=1 $(abspath $(VENV)-lmeval)/bin/python -m pytest -p no:warnings tests/test_harness.py
 
 mutants: setup  ## break things on purpose and see that the laws catch each
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
@@ -57,17 +58,26 @@ table-order: setup  ## whether two finished tables agree on the order of methods
 decay: setup  ## how preference and utility decay with strength, and what a few points foretell (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decay.py
 
+bench-axbench: setup  ## AxBench on the built-in model, offline: detect, steer, suppress, attack (half an hour; resumable; QUICK=1: minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/steerlab bench axbench $(if $(QUICK),--quick)
+
 judges: setup  ## are the judges fooled by keyword lists, shuffled words, echoed prompts?
 	@$(BIN)/python benchmarks/table.py --judges
 
-bench-training: setup  ## training against the published loops: time, memory, equality (an hour)
+bench-training: setup  ## training against the published loops: time, memory, equality (hours)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_training.py
 
 bench-many: setup  ## many concepts in one batch against one by one, and two workers against one
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_many.py
 
+scaling: setup  ## how a fit's time grows with tokens, vocabulary, layer, concepts and workers
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py
+
 bench-forecast: setup  ## what --dry-run says against what fits then take
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_forecast.py
+
+preserve: setup  ## what keeps a clamp from harming other prompts, gates with it (an hour; journalled)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/preserve.py
 
 study: setup  ## what of a CDAS fit buys what, on four kinds of models (hours; journalled)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study_cdas.py
@@ -93,6 +103,16 @@ soak: setup  ## the server under 64 mixed streams for five minutes, every answer
 
 hostile: setup  ## five hundred hostile requests of each kind against the server
 	@STEERLAB_HOSTILE=500 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_serve_hostile.py
+
+bench-calibrate: setup  ## a calibrated range against a full grid, and whether it holds on test (an hour; resumable)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibrate.py --saved
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibrate.py --search --guarantee --saved
+
+bench-compose: setup  ## eight steerings together: what each does to the others, and what the composition keeps (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compose.py
+
+bench-make: setup  ## from three descriptions to checked artefacts, beside fits on curated data (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/make.py
 
 compare-proof: setup  ## does `compare` claim what isn't there, and keep the power it promises? 2,000 drawn comparisons (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py

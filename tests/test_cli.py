@@ -253,3 +253,114 @@ def test_activations_are_kept_on_disk_and_read_by_the_next_fit(steerlab, model, 
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == written, "the second fit computed nothing anew"
     one, other = (sl.Steering.load(tmp_path / f"{name}.safetensors") for name in "ab")
     assert one.digest == other.digest
+
+
+# --- ranges, compositions, sentences ------------------------------------------------------------------------------------------
+
+RULE = "words:w10,w11,w12"
+LITTLE = ("--prompts", "4", "--items", "0", "--neutrals", "6", "--texts", "0", "--tokens", "4")
+LOOSE = ("--kl", "0.9", "--lost", "0", "--perplexity", "0")
+
+
+def test_calibrate_writes_a_range_that_generate_keeps_to(steerlab, model, data, tmp_path):
+    bare, out = str(tmp_path / "key.safetensors"), str(tmp_path / "key-c.safetensors")
+    steerlab("fit", "diff-means", "--data", data, "--model", model, "--out", bare, "--site", "1")
+    words = ("calibrate", bare, "--data", data, "--rule", RULE, "--model", model, *LITTLE, *LOOSE)
+    code, shown, said = steerlab(*words, "--out", out)
+    assert code == 0, said
+    assert "elicit" in shown and "suppress" in shown and "scored rows" in said
+    told = sl.Steering.load(out).meta.range
+    assert told["measured"]["unmeasured"] == [] and told["budget"] == {"lost": None, "kl": 0.9, "perplexity": None}
+    code, _, said = steerlab(*words, "--out", out)
+    assert code == 2 and "--force" in said
+
+    asked = ("generate", out, "--model", model, "--max-new-tokens", "2", "-p", "w5 w6")
+    code, _, said = steerlab(*asked, "-s", "50")
+    assert code == 0 and "beyond its calibrated range" in said
+    code, _, said = steerlab(*asked, "-s", "50", "--strict")
+    assert code == 2 and "--strict" in said
+    code, shown, _ = steerlab("show", out)
+    assert "elicit" in shown
+
+
+def test_calibrate_fits_where_dev_favours_it(steerlab, model, data, tmp_path):
+    out = str(tmp_path / "key.safetensors")
+    code, shown, said = steerlab(
+        "calibrate", data, "--rule", RULE, "--model", model, "--arm", "diff_means", "--layers", "0,1", "--out", out,
+        *LITTLE, *LOOSE, "--json",
+    )  # fmt: skip
+    assert code == 0, said
+    told = json.loads(shown)
+    assert told["measured"]["search"]["fits"] == 2 and told["measured"]["search"]["won"]["site"] in ("0", "1")
+    code, _, said = steerlab("calibrate", data, "--rule", RULE, "--model", model)
+    assert code == 2 and "--out" in said
+
+
+def test_compose_proposes_a_file_and_a_picture(steerlab, model, data, tmp_path):
+    files = [str(tmp_path / f"{site}.safetensors") for site in (0, 1)]
+    for site, out in enumerate(files):
+        steerlab("fit", "diff-means", "--data", data, "--model", model, "--out", out, "--site", str(site))
+    from steerlab.data import write
+
+    other = str(tmp_path / "other.jsonl")
+    write(sl.Contrast.read(data).swapped(), other)
+    words = (
+        "compose",
+        *files,
+        "--model",
+        model,
+        "--data",
+        data,
+        "--data",
+        other,
+        "--rule",
+        RULE,
+        "--rule",
+        "words:w20,w21,w22",
+    )
+    picture, out = tmp_path / "both.svg", tmp_path / "both.safetensors"
+    code, shown, said = steerlab(
+        *words,
+        "--prompts",
+        "4",
+        "--test",
+        "4",
+        "--items",
+        "0",
+        "--tokens",
+        "4",
+        "--picture",
+        str(picture),
+        "--out",
+        str(out),
+    )
+    assert code == 0, said
+    assert "proposed" in shown and picture.is_file() and sl.Steering.load(out).interventions
+    code, _, said = steerlab("compose", *files, "--model", model, "--data", data)
+    assert code == 2 and "one for each" in said
+
+
+def test_make_asks_for_a_yes_and_then_makes(steerlab, model, tmp_path):
+    import torch
+
+    _, plain = planted.pairs(torch.Generator().manual_seed(3), 40)
+    lines = tmp_path / "instructions.jsonl"
+    lines.write_text(
+        "".join(
+            json.dumps({**e.without_answer().to_json(), "family": f"f{k % 13}"}) + "\n" for k, e in enumerate(plain)
+        )
+    )
+    words = (
+        "make", "w0 w1", "--out", str(tmp_path / "made"), "--model", model, "--arm", "diff_means,site=1", "--rule", RULE,
+        "--instructions", str(lines), "--pairs", "24", "--prompts", "4", "--test", "4", "--capability", "0", "--tokens", "4",
+        "--gate", "no", *LOOSE,
+    )  # fmt: skip
+    code, shown, said = steerlab(*words, "--dry-run")
+    assert code == 0 and "MiB of disk" in shown, said
+    code, _, said = steerlab(*words)
+    assert code == 2 and "--yes" in said and "w10" in said
+    code, shown, said = steerlab(*words, "--yes")
+    assert code == 0, said
+    assert (tmp_path / "made" / "card.html").is_file() and sl.Steering.load(
+        tmp_path / "made" / "steering.safetensors"
+    ).meta.range

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +86,8 @@ def test_every_method_has_a_file_of_its_name():
     )
     for name in plugins.names("methods"):
         assert plugins.name_of(plugins.load(name)) == name
+
+
+def test_every_method_is_in_the_list_of_methods():
+    listed = set(re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "docs/methods.md").read_text(encoding="utf-8")))
+    assert set(plugins.names("methods")) <= listed

@@ -151,10 +151,13 @@ def test_a_sweep_killed_anywhere_ends_as_an_undisturbed_one(undisturbed, folder,
     assert (told.ended, told.at_work) == (False, False)
     assert "run the same command to go on" in told.words
     (tmp_path / "units" / ".fit.json.left.part").write_text("{", encoding="utf-8")
+    strange = tmp_path / "somebody's" / ".own.part"
+    strange.parent.mkdir()
+    strange.touch()
     _, found = ran(asked(folder), tmp_path)
     assert found == undisturbed[1]
     assert status(tmp_path).words == f"{len(found)} of {len(found)} units done; finished"
-    assert not list(tmp_path.rglob("*.part")), "what the killed ones hadn't written to its end is gone"
+    assert list(tmp_path.rglob("*.part")) == [strange], "what the killed ones hadn't written to its end is gone"
 
 
 def test_a_killed_worker_loses_its_unit_alone(undisturbed, folder, tmp_path):

@@ -42,8 +42,8 @@ def whole(path: str | os.PathLike[str]) -> Generator[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what killed writers have left beside their files. For whoever has the folder to itself."""
-    for part in folder.rglob(".*.part"):
+    """Remove what killed writers have left beside a folder's own files. For whoever has the folder to itself."""
+    for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 

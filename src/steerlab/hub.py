@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ArtefactError, nearest
+from .ranges import in_words
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -114,6 +115,7 @@ def card(steering: Steering, repo: str, file: str) -> str:
         "method": ", ".join(f"{k}={v}" for k, v in meta.method.items()),
         "data": ", ".join(f"{k}={v}" for k, v in meta.data.items() if v not in (None, "")),
         "figures": ", ".join(f"{k}={v}" for k, v in meta.figures.items()),
+        "calibrated range": in_words(meta.range) if meta.range is not None else "",
         "versions": ", ".join(f"{k} {v}" for k, v in meta.versions.items()),
         "digest": steering.digest,
     }

@@ -1,8 +1,8 @@
 """A name is a file in its folder, or an entry point; there is no list to edit.
 
 The method `cdas` is the one concrete method class that `steerlab/methods/cdas.py` defines. A package of somebody else's
-adds one with an entry point in the group `steerlab.methods` (or `steerlab.readers`, `steerlab.judges`), under the name that
-users type. A judge may also be a Python file of the user's own, named by its path.
+adds one with an entry point in the group `steerlab.methods` (or `steerlab.readers`, `steerlab.judges`, `steerlab.suites`),
+under the name that users type. A judge or a suite may also be a Python file of the user's own, named by its path.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FOLDERS = {
     "exports": "Format",
     "verify": "Target",
     "judges": "Judge",
+    "suites": "Suite",
 }
 
 
@@ -102,6 +103,7 @@ def _noun(folder: str) -> str:
         "exports": "format",
         "verify": "engine",
         "judges": "judge",
+        "suites": "suite",
     }
     return nouns.get(folder, folder)
 

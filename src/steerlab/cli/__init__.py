@@ -33,7 +33,10 @@ def _steerlab(
 def build(words: Sequence[str]) -> typer.Typer:
     """The command line for these words: the flags of methods need their dataclasses, and are built for `fit` alone."""
     from . import (
+        bench,
+        calibrate,
         compare,
+        compose,
         data,
         demo,
         evaluate,
@@ -42,10 +45,14 @@ def build(words: Sequence[str]) -> typer.Typer:
         gate,
         generate,
         generator,
+        harness,
         judge,
+        make,
         pilot,
+        reproduce,
         serve,
         show,
+        suite,
         sweep,
     )
 
@@ -63,13 +70,19 @@ def build(words: Sequence[str]) -> typer.Typer:
         app.add_typer(fit.group(words[1:]), name="fit")
     else:
         app.command("fit", help=fit.HELP)(fit.placeholder)
+    app.command("make")(make.make)
     app.command("generate")(generate.generate)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("calibrate")(calibrate.calibrate)
+    app.command("compose")(compose.compose)
     app.command("compare")(compare.compare)
     if words[:2] == ["sweep", "status"]:
         app.add_typer(sweep.app, name="sweep")
     else:
         app.command("sweep", help=sweep.HELP)(sweep.sweep)
+    app.command("suite")(suite.suite)
+    app.command("reproduce")(reproduce.reproduce)
+    app.command("lm-eval", help=harness.HELP, context_settings=harness.SETTINGS)(harness.lm_eval)
     app.command("gate")(gate.gate)
     app.add_typer(generator.group(words[1:] if words[:1] == ["generator"] else ()), name="generator")
     app.command("serve")(serve.serve)
@@ -81,6 +94,7 @@ def build(words: Sequence[str]) -> typer.Typer:
     app.command("push")(export.push)
     app.add_typer(data.app, name="data")
     app.add_typer(judge.app, name="judge")
+    app.add_typer(bench.app, name="bench")
     app.add_typer(pilot.app, name="pilot")
     return app
 

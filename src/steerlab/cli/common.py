@@ -86,6 +86,30 @@ def composed(paths: Sequence[Path]) -> Steering | None:
     return whole
 
 
+def keep_to_range(paths: Sequence[Path], strengths: Sequence[float], *, strict: bool) -> None:
+    """Warn of strengths beyond what each file was calibrated for. Raises `EditError` of them with `strict`, and of files
+    that aren't calibrated; a file without a range is said to have none.
+    """
+    from ..errors import EditError
+    from ..ranges import in_words, standing
+    from ..steering import Steering
+
+    for path in paths:
+        told = Steering.load(path).meta.range
+        found = [standing(told, s) for s in dict.fromkeys(strengths)]
+        words = list(dict.fromkeys(f.words for f in found if f.words and (f.state != "weak" or not strict)))
+        if strict and any(not f.allowed for f in found):
+            refused = "; ".join(dict.fromkeys(f.words for f in found if not f.allowed))
+            raise EditError(
+                f"{path}: {refused}, and --strict keeps to calibrated strengths. Its range: {in_words(told)}."
+                " Calibrate it (`steerlab calibrate`), take a strength within, or leave --strict out."
+            )
+        for line in words:
+            say(f"{'note' if told is None else 'warning'}: {path}: {line}")
+    if len(paths) > 1 and any(strengths):
+        say("note: what these steerings cost together isn't calibrated; `steerlab compose` measures it")
+
+
 def refuse_overwriting(path: Path, force: bool) -> None:
     """Nothing is lost without a word. Raises `ArtefactError`."""
     if path.exists() and not force:

@@ -120,20 +120,27 @@ def layouts(json: Json = False, config: Config = None) -> None:
     console().print(table)
 
 
-def _instructions(path: Path | None, pairs: int, seed: int) -> list[Example | str]:
+def _instructions(path: Path | None, pairs: int, seed: int) -> list[Example]:
     from .. import pilot
-    from ..errors import DataError
-    from ..evals.files import read_examples
 
     if path is None:
         return list(pilot.prompts("ordinary", n=3 * pairs, seed=seed, split="train"))
+    return instructions_from(path)
+
+
+def instructions_from(path: Path) -> list[Example]:
+    """Instructions of a file: one a line, or JSON Lines of examples. Raises `DataError`."""
+    from ..contrast import Example
+    from ..errors import DataError
+    from ..evals.files import read_examples
+
     if path.suffix == ".jsonl":
         return list(read_examples(str(path)))
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{path} can't be read as UTF-8 text: {problem}.") from problem
-    found: list[Example | str] = [line for line in lines if line]
+    found = [Example.ask(line) for line in lines if line]
     if not found:
         raise DataError(f"{path} holds no instruction; expected one a line.")
     return found

@@ -79,7 +79,7 @@ def evaluate(
     from ..evals.unit import ArmPlan, Plan
 
     loaded = {"revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size}
-    suite = _suite(model, loaded, pairs, data, (rule, follows, fluent), neutral, items, text, layout, concept)
+    suite = suite_of(model, loaded, pairs, data, (rule, follows, fluent), neutral, items, text, layout, concept)
     named = [parse_arm(a) for a in (arm or ([] if steering else ["cdas", "diff_means"]))]
     named += [ArmPlan(p.stem, file=str(p)) for p in steering or ()]
     named += [ArmPlan(n, n) for n in ALWAYS if n not in {a.name for a in named}]
@@ -212,7 +212,7 @@ def _flat(row: Row) -> dict[str, Any]:
     return asdict(row)
 
 
-def _suite(
+def suite_of(
     model: str, loaded: dict[str, Any], pairs: int, data: str | None, rules: tuple[str | None, str | None, str | None],
     neutral: str | None, items: str | None, text: str | None, layout: str | None, concept: str | None,
 ) -> Suite:  # fmt: skip

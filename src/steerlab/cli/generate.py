@@ -23,6 +23,7 @@ from .common import (
     composed,
     console,
     dump,
+    keep_to_range,
     say,
     took,
 )  # fmt: skip
@@ -39,6 +40,7 @@ def generate(
     steering: Annotated[list[Path] | None, typer.Argument(help="Steering files, added in this order (none: the plain model).")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to ask, may be repeated; otherwise lines are read.")] = None,
     strength: Annotated[list[float] | None, typer.Option("--strength", "-s", help="0 = untouched, 1 = as fitted, -1 = the opposite; repeat to compare.  [default: 0 and 1]")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse strengths beyond a file's calibrated range, and files without one.")] = False,
     system: Annotated[str | None, typer.Option(help="A system message before each prompt.")] = None,
     model: Model = "pilot",
     revision: Revision = None,
@@ -66,6 +68,7 @@ def generate(
 
     strengths = strength or ([0.0, 1.0] if steering else [0.0])
     whole = composed(steering or [])
+    keep_to_range(steering or [], strengths, strict=strict)
     under = [_at(whole, s) for s in strengths]
     drawn = Sampling(max_new_tokens, temperature, top_k, top_p, stop=tuple(stop or ()))
     number = itertools.count(seed)  # a seed for each prompt, the same at all strengths: only the strength differs

@@ -39,6 +39,7 @@ def serve(
     cors: Annotated[list[str] | None, typer.Option(help="Origin whose pages may call, such as https://example.org.")] = None,
     monitor: Annotated[list[str] | None, typer.Option(help="Steering whose axis is read on every request, for /metrics.")] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse strengths beyond a steering's calibrated range, and steerings without one.")] = False,
     config: Config = None,
 ) -> None:  # fmt: skip
     """Serve a model over HTTP as OpenAI's interface has it, with a steering for each request."""
@@ -57,6 +58,7 @@ def serve(
         store=store, rows=batch_size, waiting=waiting, prefill=prefill, most_tokens=most_tokens,
         default_tokens=min(256, most_tokens), body=body, upload=upload, stored=stored, rate=rate, timeout=timeout,
         patience=patience, drain=drain, cors=tuple(cors or ()), monitors=tuple(monitor or ()), log_prompts=log_prompts,
+        strict=strict,
     )  # fmt: skip
     known = Keys.read(keys, os.environ.get(KEY))
     say(f"loading {model}")

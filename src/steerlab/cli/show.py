@@ -82,6 +82,8 @@ def drawn(steering: Steering, file: Path) -> None:
 def _provenance(steering: Steering) -> Table:
     from rich.table import Table
 
+    from ..ranges import in_words
+
     meta = steering.meta
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -95,7 +97,7 @@ def _provenance(steering: Steering) -> Table:
         ("template", {None: None, "plain": "plain text"}.get(meta.template, f"chat, {str(meta.template)[:12]}…")),
         ("method", None if name is None else f"{name} ({', '.join(f'{k}={v}' for k, v in method.items())})"),
         ("data", _told(data, sizes) if data else None),
-        ("range", str(meta.range) if meta.range else None),
+        ("range", in_words(meta.range) if meta.range else None),
         ("versions", ", ".join(f"{k} {v}" for k, v in meta.versions.items()) or None),
         *((f"fit: {key}", _figure(key, value)) for key, value in meta.figures.items()),
     ]  # fmt: skip

@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS units (
 );
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+UNITS, STEERINGS = "units", "steerings"  # folders of a run
 TIMES = ("seconds", "cpu_seconds", "peak_mib", "added_mib")  # what a result says of its run, and no digest holds
 
 
@@ -153,6 +154,10 @@ class Journal:
         """A claimed unit gave nothing and is to be tried again."""
         self._move(inputs, "claimed", "waiting", "reason = ?", reason)
 
+    def reopen(self, inputs: str, reason: str) -> None:
+        """A unit that was done is to be done again: something is known now that it lacked."""
+        self._move(inputs, "done", "waiting", "reason = ?", reason)
+
     def failed(self, inputs: str, reason: str) -> None:
         """A unit is given up."""
         self._do("UPDATE units SET state = 'failed', reason = ? WHERE inputs = ?", (reason, inputs))
@@ -196,10 +201,10 @@ class Journal:
 
     def steering_path(self, unit: Unit, task: str) -> Path:
         """Where a fitted steering lies."""
-        return self.folder / "steerings" / unit.file(task)
+        return self.folder / STEERINGS / unit.file(task)
 
     def _path(self, inputs: str, kind: str) -> Path:
-        return self.folder / "units" / f"{kind}-{inputs}.json"
+        return self.folder / UNITS / f"{kind}-{inputs}.json"
 
     def _whole(self, row: Row) -> bool:
         """Whether what a done unit gave is still there, as it was."""
@@ -208,7 +213,7 @@ class Journal:
             return False
         try:
             saved = {
-                task: Steering.load(self.folder / "steerings" / name) for task, name in result.get("saved", {}).items()
+                task: Steering.load(self.folder / STEERINGS / name) for task, name in result.get("saved", {}).items()
             }
         except SteerlabError:
             return False

@@ -19,7 +19,7 @@ from ..evals.suite import Suite
 from ..evals.unit import Plan
 from ..evals.workers import About, Ended, Failure, Workers
 from ..files import clear_unfinished
-from .journal import Journal, locked
+from .journal import STEERINGS, UNITS, Journal, locked
 from .report import summarised
 from .units import Unit, Units, basis_digest, job, planned
 
@@ -43,8 +43,9 @@ def run(
     """
     folder = Path(folder)
     with locked(folder), Journal(folder) as journal:
-        clear_unfinished(folder)
-        about = _about(journal, basis_digest(suite), workers)
+        for own in (UNITS, STEERINGS):
+            clear_unfinished(folder / own)
+        about = about_model(journal, basis_digest(suite), workers)
         asked = plan(about.depth)
         _check(suite, asked)
         units = planned(suite, asked, together)
@@ -55,7 +56,7 @@ def run(
         return summarised(suite, asked, units, journal, about, title=title)
 
 
-def _about(journal: Journal, basis: str, workers: Workers) -> About:
+def about_model(journal: Journal, basis: str, workers: Workers) -> About:
     """About the model: a worker tells, once for all runs."""
     known = journal.fact("about")
     if known is not None and known["basis"] == basis:

@@ -35,9 +35,9 @@ Kind = Literal["plain", "fit", "measure"]
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of a sweep: what it is called, the digest of its inputs, and the unit that it needs."""
+    """One piece of a run: its kind, the digest of its inputs, what it is of, and the unit that it needs."""
 
-    kind: Kind
+    kind: str
     inputs: str
     arm: str
     tasks: tuple[str, ...]
