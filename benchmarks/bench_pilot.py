@@ -20,9 +20,9 @@ from steerlab import pilot, progress
 from steerlab.evals.layers import choose_layer
 from steerlab.evals.measure import Amounts
 from steerlab.evals.run import run
-from steerlab.evals.stats import Estimate, bootstrap, median, percentile
+from steerlab.evals.stats import Estimate, bootstrap, mean, median, percentile
 from steerlab.evals.summarise import cell, values
-from steerlab.evals.unit import ArmPlan, Plan, mean
+from steerlab.evals.unit import ArmPlan, Plan
 from steerlab.meter import Meter
 from steerlab.methods.cdas import CDAS
 from steerlab.pilot.suite import PilotSuite

@@ -25,6 +25,7 @@ import numpy as np
 
 from steerlab.evals.guarantee import HIGH, LOW, Budget, certified, expected
 from steerlab.evals.search import halving, optuna
+from steerlab.evals.stats import mean
 from steerlab.files import code_digest, write_text
 
 TASKS = "refusal,backdoor,pirate,sea,joyful,bullets,formal"
@@ -47,20 +48,16 @@ def settings_of(given) -> dict:
     return {k: yaml.safe_load(v) for k, v in (p.split("=") for p in given.set.split(",") if p)}
 
 
-def mean(values) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def costs_of(found, signals, steering) -> dict[str, float]:
-    """The mean costs of a steering: capability from what was found, KL and perplexity read here."""
+def costs_of(found, signals, steering) -> dict[str, float | None]:
+    """The mean costs of a steering: capability from what was found, KL and perplexity read here. What isn't known is None."""
     return {
-        "lost": mean(found.lost) or 0.0, "kl": float(signals.kl(steering).mean()), "perplexity": float(signals.perplexity(steering).mean()),
+        "lost": mean(found.lost), "kl": float(signals.kl(steering).mean()), "perplexity": float(signals.perplexity(steering).mean()),
     }  # fmt: skip
 
 
 def within(costs, budget) -> bool:
-    return all(costs[name] <= most for name, most in budget.limits().items())
+    """Whether each cost is known and within its limit."""
+    return all(costs[name] is not None and costs[name] <= most for name, most in budget.limits().items())
 
 
 def full_grid(suite, engine, task, given, budget) -> tuple[dict, list]:
@@ -83,13 +80,17 @@ def full_grid(suite, engine, task, given, budget) -> tuple[dict, list]:
             for s, e, c, one in zip(STRENGTHS, effects, meter.measure(under), under, strict=True):
                 told = costs_of(c, signals, one)
                 cells.append(
-                    {"site": site, "direction": direction, "strength": sign * s, "joint": mean(e.joint) or 0.0, **told}
+                    {"site": site, "direction": direction, "strength": sign * s, "joint": mean(e.joint), **told}
                 )
             replies += len(under) * (given.prompts + given.items)
     best = {}
     for site in given.layers.split(","):
         for direction in DIRECTIONS:
-            mine = [c for c in cells if c["site"] == site and c["direction"] == direction and within(c, budget)]
+            mine = [
+                c
+                for c in cells
+                if c["site"] == site and c["direction"] == direction and c["joint"] is not None and within(c, budget)
+            ]
             best[site, direction] = max(mine, key=lambda c: (c["joint"], -abs(c["strength"])), default=None)
     score = lambda site: sum(best[site, d]["joint"] if best[site, d] else 0.0 for d in DIRECTIONS)  # noqa: E731
     site = max(given.layers.split(","), key=score)
@@ -177,13 +178,13 @@ def told(units: list[dict], budget: Budget, run: str) -> None:
             if len(mine) > 1:
                 kept.append(within(mine[1]["costs"], budget))
                 verdict = ("yes " if kept[-1] else "NO ") + " ".join(
-                    f"{k} {v:.3f}" for k, v in mine[1]["costs"].items()
+                    f"{k} {in_figures(v)}" for k, v in mine[1]["costs"].items()
                 )
             side = u["range"]["directions"][d]
             print(
-                f"| {u['task']} | {d} | {u['grid']['site']}, {theirs['strength']} | {mean(theirs['joint']):.2f} |"
+                f"| {u['task']} | {d} | {u['grid']['site']}, {theirs['strength']} | {in_figures(mean(theirs['joint']))} |"
                 f" {u['calibrate']['setting'].get('site')}, {side['min_useful']} / {side['default']} / {side['max_safe']} |"
-                f" {mean(mine[0]['joint']):.2f} | {apart} | {verdict} |"
+                f" {in_figures(mean(mine[0]['joint']))} | {apart} | {verdict} |"
             )
     print()
     for u in units:
@@ -195,6 +196,10 @@ def told(units: list[dict], budget: Budget, run: str) -> None:
     bar("calibrate_replies_share_worst", -max(shares), -0.2, run)
     if kept:
         bar("calibrate_budget_kept_share", np.mean(kept), 0.9, run)
+
+
+def in_figures(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
 
 
 def bar(name: str, value: float, goal: float, run: str) -> None:

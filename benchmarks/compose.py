@@ -83,16 +83,17 @@ def main() -> None:
     for line in found.warnings:
         print(f"  {line}")
     talk = [abs(c.mean) for row in found.cross for c in row if c is not None and c.mean is not None]
-    best = max(found.wholes, key=lambda w: w.kept.mean or 0.0)
-    bar("compose_kept_proposed", found.best.kept.mean or 0.0, 0.9, run)
-    bar("compose_kept_best", best.kept.mean or 0.0, 0.9, run)
-    kl = found.best.costs["kl"].mean
-    bar("compose_joint_kl_over_sum", -(kl / apart if kl is not None else 99.0), -1.0, run)
-    if talk:
-        bar("compose_cross_talk_mean", -float(np.mean(talk)), -0.1, run)
+    kept, kl = [w.kept.mean for w in found.wholes if w.kept.mean is not None], found.best.costs["kl"].mean
+    bar("compose_kept_proposed", found.best.kept.mean, 0.9, run)
+    bar("compose_kept_best", max(kept, default=None), 0.9, run)
+    bar("compose_joint_kl_over_sum", None if kl is None else -kl / apart, -1.0, run)
+    bar("compose_cross_talk_mean", -float(np.mean(talk)) if talk else None, -0.1, run)
 
 
-def bar(name: str, value: float, goal: float, run: str) -> None:
+def bar(name: str, value: float | None, goal: float, run: str) -> None:
+    if value is None:
+        print(f"no bar {name}: nothing of it could be judged")
+        return
     print(f"bar {name} {value:.3f} {goal:.3f} {run}{'' if value >= goal else '   (short)'}")
 
 

@@ -135,7 +135,7 @@ def agree(path: Path) -> None:
         print(f"  by degree: weighted kappa {by_degree.quadratic}, Spearman {by_degree.spearman}")
         parted = [row["id"] for row, a, b in zip(rows, yes, said, strict=True) if None not in (a, b) and a != b]
         print(f"  they part on {', '.join(map(str, parted)) or 'none'}")
-    good = [all(row[w] >= 1 for w in RATINGS) for row in rows]
+    good = [None if any(row[w] is None for w in RATINGS) else all(row[w] >= 1 for w in RATINGS) for row in rows]
     held = [None if None in v else all(v) for v in zip(*verdicts.values(), strict=True)]
     both = [
         Rater(n, [None if v is None else float(v) for v in values]) for n, values in (("labels", good), ("rule", held))
@@ -147,9 +147,11 @@ def shown(what: str, found: Agreement, run: str) -> None:
     print(
         f"{what}: the same in {found.same}, kappa {found.kappa} (n={found.n}, {found.missing} not judged); labels by row {found.table}"
     )
-    print(
-        f"bar labels_{what.split()[0]}_kappa {found.kappa.mean or 0:.3f} 0.6 {run}{'' if (found.kappa.mean or 0) >= 0.6 else '   (short)'}"
-    )
+    name, kappa = f"labels_{what.split()[0]}_kappa", found.kappa.mean
+    if kappa is None:
+        print(f"no bar {name}: there is no kappa of these (one of the two always says the same, or nothing was judged)")
+    else:
+        print(f"bar {name} {kappa:.3f} 0.6 {run}{'' if kappa >= 0.6 else '   (short)'}")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Each description goes through `steerlab make --yes`; then the same method is fitted and calibrated on the corpus's own pairs for
 that concept. Both are judged by the corpus's own judge, which had no part in making, on the same test prompts at their default
-strengths. Ends with `bar NAME VALUE GOAL RUN` lines.
+strengths; where the curated steering has a useful strength and the made one has none, its share is 0. Ends with `bar NAME VALUE GOAL RUN` lines.
 
     python benchmarks/make.py
     python benchmarks/make.py --concepts pirate --method diff_means --pairs 48 --items 60
@@ -35,7 +35,8 @@ def main() -> None:
     from steerlab import pilot
     from steerlab.evals.calibrate import Asked, calibrate
     from steerlab.evals.measure import Amounts, measure_effects
-    from steerlab.evals.unit import ArmPlan, mean
+    from steerlab.evals.stats import mean
+    from steerlab.evals.unit import ArmPlan
     from steerlab.making.steps import Job, make_steering
     from steerlab.pilot.suite import PilotSuite
     from steerlab.ranges import in_words, sides
@@ -53,7 +54,7 @@ def main() -> None:
         tokens=given.tokens,
     )
     settings = {} if given.site is None else {"site": given.site}
-    worst, slowest, everything = 9.0, 0.0, Amounts(given.test, 0, 0, 0, given.tokens)
+    shares, slowest, everything = [], 0.0, Amounts(given.test, 0, 0, 0, given.tokens)
     for concept in given.concepts.split(","):
         description = pilot.concept(concept).description
         wall, began = time.perf_counter(), time.process_time()
@@ -81,20 +82,31 @@ def main() -> None:
                 default = (known := sides(steering.meta.range).get(direction)) and known.default
                 under = steering.scaled(default) if default else None
                 found = measure_effects(suite, engine, concept, direction, "test", [under], everything, given.seed)[0]
-                told.append((default, mean(found.effect) or 0.0, mean(found.joint) or 0.0))
+                told.append((default, mean(found.effect), mean(found.joint)))
             (a, effect, joint), (b, theirs, other) = told
             print(
-                f"  {direction}: made at {a}: effect {effect:.2f}, joint {joint:.2f}; curated at {b}: {theirs:.2f}, {other:.2f}",
+                f"  {direction}: made at {a}: effect {in_figures(effect)}, joint {in_figures(joint)};"
+                f" curated at {b}: {in_figures(theirs)}, {in_figures(other)}",
                 flush=True,
             )
-            if theirs > 0:
-                worst = min(worst, effect / theirs)
+            if b and effect is not None and theirs:
+                shares.append(effect / theirs if a else 0.0)
     print(f"run {run}: {given.method}, {given.pairs} pairs, {given.items} items")
-    for name, value, goal in (
-        ("make_effect_of_curated_worst", worst, 0.8),
-        ("make_seconds_of_a_core_slowest", -slowest, -300.0),
-    ):
-        print(f"bar {name} {value:.3f} {goal:.3f} {run}{'' if value >= goal else '   (short)'}")
+    if shares:
+        bar("make_effect_of_curated_worst", min(shares), 0.8, run)
+    else:
+        print(
+            "no bar make_effect_of_curated_worst: curated data gave no useful strength either way, so there is nothing to hold it to"
+        )
+    bar("make_seconds_of_a_core_slowest", -slowest, -300.0, run)
+
+
+def in_figures(value: float | None) -> str:
+    return "not judged" if value is None else f"{value:.2f}"
+
+
+def bar(name: str, value: float, goal: float, run: str) -> None:
+    print(f"bar {name} {value:.3f} {goal:.3f} {run}{'' if value >= goal else '   (short)'}")
 
 
 if __name__ == "__main__":

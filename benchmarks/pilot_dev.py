@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from steerlab.evals.measure import Amounts, CostMeter, measure_effects
-from steerlab.evals.unit import DIRECTIONS, mean
+from steerlab.evals.stats import mean
+from steerlab.evals.unit import DIRECTIONS
 from steerlab.methods.base import method
 from steerlab.methods.interchange import both_ways
 from steerlab.methods.objectives import jensen_shannon

@@ -20,8 +20,8 @@ from steerlab.evals.measure import Amounts, CostMeter, Effects, measure_effects
 from steerlab.evals.operating import Row, first, hopeless, kept, side, verdict
 from steerlab.evals.search import Point, halving, optuna
 from steerlab.evals.signals import Signal, Signals
-from steerlab.evals.stats import paired_difference
-from steerlab.evals.unit import ArmPlan, mean
+from steerlab.evals.stats import mean, paired_difference
+from steerlab.evals.unit import ArmPlan
 from steerlab.methods.base import method
 from steerlab.ranges import in_words, rescaled, sides, standing
 from steerlab.sites import Site

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import steerlab as sl
 from steerlab.cli import main
@@ -12,11 +13,13 @@ from steerlab.contrast import Example
 from steerlab.errors import ArtefactError, ConfigError
 from steerlab.evals.stats import Estimate
 from steerlab.judges.rule import LexiconJudge
+from steerlab.methods.base import method
 from steerlab.reproduce.claims import UNVERIFIED, claim, receipts, registry, status
 from steerlab.reproduce.full import agrees, block_of, chosen, method_of
 from steerlab.reproduce.run import locked, run_small, verdict, write
+from steerlab.reproduce.scales import SCALES, per_factor
 from steerlab.reproduce.small import Compared, Size, _told, arm
-from steerlab.testing import tiny
+from steerlab.testing import planted, tiny
 
 TINY = Size(pairs=8, prompts=4, items=13, suite=4, epochs=1, strengths=(1.0,), tokens=12)
 
@@ -34,6 +37,10 @@ def test_every_claim_names_its_source_and_can_be_built():
         assert c.source.url.startswith("https://")
         assert c.source.where
         assert c.pattern
+        factors = c.config.get("factors", [1.0])
+        assert c.config.get("scale", "strength") in SCALES
+        if c.config.get("method") not in ("cdas", "reft_r1"):  # in its poles' distance; already the largest latent long
+            assert ("scale" in c.config) == (len(factors) > 1)
         for setting in c.figures or {None: 0.0}:
             if "method" in c.config:
                 method_of(c.config, block_of(setting))  # a setting that the method lacks would raise
@@ -100,8 +107,49 @@ def test_the_factor_is_chosen_on_one_half_and_told_of_the_other():
     judge = LexiconJudge(tuple(w for t in words for w in t.split()) or ("w1",), enough=1)
     told = chosen(engine, steering, prompts, judge, config, 0)
     assert told == [2.0, 2.0]
-    with pytest.raises(ConfigError, match="none of the claim's factors"):
+    with pytest.raises(ConfigError, match="no factor of the claim"):
         chosen(engine, steering, prompts, judge, {**config, "factors": [3.0]}, 0)
+
+
+def test_a_factor_is_what_the_paper_multiplies():
+    """A trained vector in the lengths that it was trained at; a direction that is read in the largest latent of the texts, 50
+    where none is above 0; by hand, from activations."""
+    engine, data = planted.engine(), planted.contrast()
+    reps = method("reps", {"site": "1", "epochs": 1, "factors": (4.0, 10.0, 16.0)})
+    assert per_factor("trained", reps, reps.fit(engine, data), engine, data) == 1 / 10
+    way = method("diff_means", {"site": "1", "pooling": "token"})
+    made = way.fit(engine, data)
+    v = next(iter(made.interventions)).edit.v
+    read = engine.capture([*data.positive, *data.negative], [sl.Site(1)], sl.NOT_TEMPLATE)[sl.Site(1)].values
+    most = float((read @ (v / v.norm())).max())
+    assert most > 0
+    strength = per_factor("latent", way, made, engine, data)
+    assert strength * float(v.norm()) == pytest.approx(most, rel=1e-5)
+    below = sl.Steering([sl.Intervention(sl.Site(1), sl.Shift(-v * 1e3))])
+    highest = float((read @ (-v / v.norm())).max())
+    wanted = highest if highest > 0 else 50.0
+    assert per_factor("latent", way, below, engine, data) * float(v.norm()) * 1e3 == pytest.approx(wanted, rel=1e-5)
+    assert per_factor("strength", way, made, engine, data) == 1.0
+    with pytest.raises(ConfigError, match="'trained' for DiffMeans"):
+        per_factor("trained", way, made, engine, data)
+
+
+def test_factors_reach_the_model_in_their_scale():
+    engine = tiny.engine()
+    prompts, asked = [Example.ask(f"w{n}") for n in range(2)], []
+
+    class Watching:
+        def scores(self, replies, examples):
+            return LexiconJudge(("w1",), enough=1).scores(replies, examples)
+
+    class Steered(sl.Steering):
+        def scaled(self, k):
+            asked.append(k)
+            return super().scaled(k)
+
+    steering = Steered([sl.Intervention(sl.Site(1), sl.Shift(torch.ones(engine.width(sl.Site(1)))))])
+    chosen(engine, steering, prompts, Watching(), {"factors": [2.0, 5.0], "tokens": 2, "temperature": 0.0}, 0, 0.1)
+    assert asked == pytest.approx([0.2, 0.5])
 
 
 @pytest.mark.parametrize("name", ["reps-refusal", "cdas-refusal-kl", "caa-monotone"])

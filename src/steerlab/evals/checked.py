@@ -10,9 +10,8 @@ from ..ranges import sides
 from ..steering import Steering
 from .measure import Amounts, CostMeter, Costs, Effects, measure_effects
 from .results import Direction
-from .stats import bootstrap, paired_difference
+from .stats import bootstrap, mean, paired_difference
 from .suite import Suite
-from .unit import mean
 
 SAMPLES = 4
 

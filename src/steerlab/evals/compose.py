@@ -24,9 +24,8 @@ from .measure import Amounts, Values, capability, measure_effects
 from .results import Direction
 from .search import halving
 from .signals import Signals
-from .stats import Estimate, bootstrap, paired_difference
+from .stats import Estimate, bootstrap, mean, paired_difference
 from .suite import Split, Suite
-from .unit import mean
 
 COLLINEAR, CANCELS = 0.3, 0.5
 
@@ -273,8 +272,13 @@ class _Run:
         """Where two cancel, overlap or overdose, in sentences."""
         parts, found = self.parts, list[str]()
         for j, part in enumerate(parts):
-            own = (mean(alone[j]) or 0.0) - (mean(plain[j]) or 0.0)
-            if own <= 0.05:
+            here, there = mean(alone[j]), mean(plain[j])
+            own = 0.0 if here is None or there is None else here - there
+            if here is None or there is None:
+                found.append(
+                    f"{part.name}'s effect of its own couldn't be judged here: nothing can be said of what is kept"
+                )
+            elif own <= 0.05:
                 found.append(
                     f"{part.name} has no effect of its own here ({100 * own:+.0f} points): nothing of it can be kept"
                 )

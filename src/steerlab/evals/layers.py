@@ -11,9 +11,9 @@ from ..engines.base import Trainable
 from ..errors import ConfigError
 from .measure import CostMeter, measure_effects
 from .results import Direction, Layer
-from .stats import Estimate, bootstrap
+from .stats import Estimate, bootstrap, mean
 from .suite import Suite
-from .unit import DIRECTIONS, ArmPlan, Plan, fit_arm, mean, signed
+from .unit import DIRECTIONS, ArmPlan, Plan, fit_arm, signed
 
 
 def run_layers(

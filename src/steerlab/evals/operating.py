@@ -16,8 +16,7 @@ import numpy as np
 
 from .guarantee import HIGH, LOW, Bet, resolved
 from .measure import Effects
-from .stats import paired_difference
-from .unit import mean
+from .stats import mean, paired_difference
 
 Verdict = Literal["held", "open", "broken"]  # certified; within the budget as far as it goes; over it
 

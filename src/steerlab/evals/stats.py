@@ -42,6 +42,12 @@ class Estimate:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is there; None of nothing."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
 def bootstrap(clusters: Clusters, *, draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
     """The mean over concepts of the mean over fits of the mean over prompts, by a hierarchical percentile bootstrap.
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from ..artefact import plain
 from .results import Arm, Cost, Direction, Layer, Point, Results, Row, Sample, Values
-from .stats import Clusters, Estimate, bootstrap
+from .stats import Clusters, Estimate, bootstrap, mean
 from .suite import Suite, Task
 from .unit import DIRECTIONS, Plan
 
@@ -151,7 +151,7 @@ def _row(arm: str, group: str, direction: Direction, setting: str, units: Sequen
     if not cells:
         return None
     strengths = sorted({c["strength"] for c in cells})
-    means = [m for c in cells if (m := _mean(c["effects"]["effect"])) is not None]
+    means = [m for c in cells if (m := mean(c["effects"]["effect"])) is not None]
     return Row(
         arm=arm, group=group, direction=direction, setting="unit" if setting == "unit" else "tuned",
         strength=f"{strengths[0]:g}" if len(strengths) == 1 else f"{strengths[0]:g} to {strengths[-1]:g}",
@@ -167,7 +167,7 @@ def _plain_row(group: str, direction: Direction, units: Sequence[Sequence[Unit]]
         return estimate(units, lambda u: u["plain"]["test"][direction][name])
 
     nothing = Estimate(None, None, None, 0)
-    means = [m for fits in units for u in fits if (m := _mean(u["plain"]["test"][direction]["effect"])) is not None]
+    means = [m for fits in units for u in fits if (m := mean(u["plain"]["test"][direction]["effect"])) is not None]
     return Row(
         arm="unsteered", group=group, direction=direction, setting="unit", strength="0",
         effect=told("effect"), joint=told("joint"), degree=told("degree"), lost=nothing,
@@ -255,8 +255,3 @@ def _reply(strength: float, effects: dict[str, Any], n: int) -> dict[str, Any]:
     for name in ("follows", "fluent"):
         told[name] = effects[name][n] if effects[name] else None
     return told
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None

@@ -18,6 +18,7 @@ from ..methods.base import Aim, Method, method
 from ..steering import Steering
 from .measure import Amounts, CostMeter, Costs, Effects, measure_effects
 from .results import Direction
+from .stats import mean
 from .suite import Split, Suite
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -233,9 +234,3 @@ def measure_plain(
 def amounts_of(plan: Plan, split: Split) -> Amounts:
     """How much is measured of a split."""
     return plan.dev if split == "dev" else plan.test
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what is there; None of nothing."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None

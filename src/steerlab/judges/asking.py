@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,6 +164,12 @@ def rating(answer: str, *, cut: bool = False) -> float | None:
     if cut and not rest.lstrip().startswith("]"):
         return None
     return value
+
+
+def mean_of_most(ratings: Sequence[float | None]) -> float | None:
+    """The mean of what is there, where that is more than half of it."""
+    known = [r for r in ratings if r is not None]
+    return sum(known) / len(known) if 2 * len(known) > len(ratings) else None
 
 
 def harmonic(ratings: Iterable[float | None]) -> float | None:

@@ -9,7 +9,7 @@ other wordings and orders, and `noise` says how much the judge differs from itse
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from ..errors import ConfigError
@@ -114,7 +114,7 @@ class LLMJudge(Judge):
     def _score(self, reply: str, rated: Rated) -> Score:
         if not reply.strip():
             return Score.missing("the reply is empty")
-        means = [_mean(ratings) for ratings in rated]
+        means = [asking.mean_of_most(ratings) for ratings in rated]
         if any(m is None for m in means):
             lacks = ", ".join(a for a, m in zip(self.aspects, means, strict=True) if m is None)
             return Score.missing(f"the judge gave no rating that can be read ({lacks})")
@@ -165,14 +165,4 @@ class LLMJudge(Judge):
         return Noise(sum(a == b for a, b in pairs) / len(pairs), sum(abs(a - b) for a, b in pairs) / len(pairs), texts)
 
     def _client(self) -> Client:
-        return Client(
-            self.model, self.url, self.temperature, self.max_tokens, self.seed, self.concurrency, self.tries, self.timeout,
-            self.wait, self.key_env, self.price_in, self.price_out, self.cache, self.revision, self.device, self.batch_size,
-            self.tally,
-        )  # fmt: skip
-
-
-def _mean(ratings: Sequence[float | None]) -> float | None:
-    """The mean of what is there, where that is more than half of it."""
-    known = [r for r in ratings if r is not None]
-    return sum(known) / len(known) if 2 * len(known) > len(ratings) else None
+        return Client(**{f.name: getattr(self, f.name) for f in fields(Client)})

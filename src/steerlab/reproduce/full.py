@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import data
+from ..bench.axbench.metrics import best_factor
 from ..contrast import Example
 from ..engines.base import Sampling, Trainable
 from ..errors import ConfigError, DataError
@@ -24,6 +25,7 @@ from ..steering import Steering
 from ..suites.base import suite
 from ..suites.run import run
 from .claims import Claim
+from .scales import per_factor
 
 WHOLE = 2.0  # of the published ratings; judges give degrees
 
@@ -76,20 +78,21 @@ def _axbench(claim: Claim, setting: str | None, engine: Trainable, given: Given)
                 f"the claim {claim.name!r} needs {name}: AxBench's concept rows (--data), instructions one in each line"
                 " (--prompts), and a judge of three ratings (--judge llm,model=...,what=all)."
             )
-    names = [c.id or c.name for c in data.concepts(str(given.data))]
     told = {c.id or c.name: c.name for c in data.concepts(str(given.data))}
-    if not names:
+    if not told:
         raise DataError(f"{given.data} names no concepts; expected AxBench's rows.")
     asked = read_prompts(str(given.prompts), n=10**6)
     scores: list[list[list[float | None]]] = []
-    for k, name in enumerate(track(names[: given.concepts], f"{claim.name}: concepts")):
+    for k, name in enumerate(track(list(told)[: given.concepts], f"{claim.name}: concepts")):
         contrast = data.read(str(given.data), concept=name)
-        steering = method_of(claim.config, block_of(setting)).fit(engine, contrast)
+        made = method_of(claim.config, block_of(setting))
+        steering = made.fit(engine, contrast)
+        scale = per_factor(str(claim.config.get("scale", "strength")), made, steering, engine, contrast)
         rng = np.random.default_rng(given.seed + k)
         many = min(int(claim.config["per_concept"]), len(asked))
         prompts = [asked[i] for i in rng.choice(len(asked), size=many, replace=False)]
         judge = parse_rule(f"{given.judge},concept={told[name].replace(',', ',,')}")
-        scores.append([chosen(engine, steering, prompts, judge, claim.config, given.seed + k)])
+        scores.append([chosen(engine, steering, prompts, judge, claim.config, given.seed + k, scale)])
     return bootstrap(scores)
 
 
@@ -100,36 +103,31 @@ def chosen(
     judge: Judge,
     config: Mapping[str, Any],
     seed: int,
+    scale: float = 1.0,
 ) -> list[float | None]:
-    """The ratings of half of the prompts at the factor that is best on the other half. What can't be rated is None."""
+    """The ratings of half of the prompts at the factor that is best on the other half. What can't be rated is None.
+
+    A factor is `scale` strengths.
+    """
     if len(prompts) < 2:
         raise ConfigError(
             f"there are {len(prompts)} prompts for a concept; half of them choose the factor, so give two at least."
         )
     low, high = steering.domain
-    factors = [f for f in config["factors"] if low - 1e-9 <= f <= high + 1e-9]
+    factors = [f for f in config["factors"] if low - 1e-9 <= scale * f <= high + 1e-9]
     if not factors:
         raise ConfigError(
-            f"this steering takes strengths from {low:g} to {high:g}, and none of the claim's factors lies there."
+            f"this steering takes strengths from {low:g} to {high:g}, and no factor of the claim (times {scale:g}) lies there."
         )
     sampling = Sampling(int(config["tokens"]), float(config["temperature"]), seed=seed)
     table: list[list[float | None]] = []
     for factor in factors:
-        replies = engine.generate(list(prompts), steering.scaled(factor), sampling)
+        replies = engine.generate(list(prompts), steering.scaled(scale * factor), sampling)
         rated = judge.scores([r.text for r in replies], list(prompts))
         table.append([None if s.value is None else WHOLE * s.value for s in rated])
     half = len(prompts) // 2
-    means = [_mean(row[:half]) for row in table]
-    known = [n for n, m in enumerate(means) if m is not None]
-    if not known:
-        return [None] * (len(prompts) - half)
-    best = max(known, key=lambda n: (means[n] or 0.0, -factors[n]))
-    return table[best][half:]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+    best = best_factor([row[:half] for row in table])
+    return [None] * (len(prompts) - half) if best is None else table[best][half:]
 
 
 # --- a suite's metric -----------------------------------------------------------------------------------------------

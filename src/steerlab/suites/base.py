@@ -16,6 +16,7 @@ from .. import config, plugins
 from ..contrast import Contrast, Example
 from ..engines.base import Sampling, Trainable
 from ..errors import ConfigError, UnsupportedError
+from ..evals.stats import mean
 from ..judges.base import Judge, Score
 from ..judges.fluency import FluencyJudge
 from ..steering import Steering
@@ -90,11 +91,6 @@ def mean_of(
 def values(rows: Rows, column: str) -> list[float]:
     """What is there of a column."""
     return [float(r[column]) for r in rows if r.get(column) is not None]
-
-
-def mean(numbers: Sequence[float]) -> float | None:
-    """The mean; None of nothing."""
-    return sum(numbers) / len(numbers) if numbers else None
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class FunctionVectors(Suite[Query]):
         weak = [
             t
             for t in dict.fromkeys(str(r["task"]) for r in rows)
-            if (mean(values([r for r in rows if r["task"] == t], "few")) or 0) < 0.5
+            if (share := mean(values([r for r in rows if r["task"] == t], "few"))) is not None and share < 0.5
         ]
         return told + (
             [f"the model does {', '.join(weak)} in less than half of the cases even behind examples"] if weak else []

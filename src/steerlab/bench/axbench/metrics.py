@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...evals.stats import mean
 from ...judges.asking import MOST, harmonic
 
 Rating = float | None
@@ -124,12 +125,6 @@ def best_factor(scores: Sequence[Sequence[Rating]]) -> int | None:
     means = [mean(row) for row in scores]
     known = [n for n, value in enumerate(means) if value is not None]
     return max(known, key=lambda n: (means[n], -n)) if known else None
-
-
-def mean(values: Sequence[Rating]) -> Rating:
-    """The mean of what is there; None of nothing."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
 
 
 class Winrate(NamedTuple):

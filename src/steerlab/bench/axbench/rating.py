@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
-from ...judges.asking import MOST
+from ...judges.asking import MOST, mean_of_most
 from ...judges.base import Judge, Score, judge
 from ...judges.llm import LLMJudge
 from ...judges.spec import settings_of
@@ -66,7 +66,7 @@ class ModelRater(Rater):
 
     def _rate(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Ratings]:
         of = [
-            dict(zip(self.judge.aspects, map(_mean, rated), strict=True))
+            dict(zip(self.judge.aspects, map(mean_of_most, rated), strict=True))
             for rated in self.judge.ratings(texts, examples)
         ]
         if self.rule is not None:
@@ -98,12 +98,6 @@ def model_rater(spec: str, concept: str, rule: Judge | None = None) -> ModelRate
 def step(score: Score) -> Rating:
     """A degree in [0, 1] as 0, 1 or 2; None stays None."""
     return None if score.value is None else float(math.floor(MOST * score.value + 0.5))
-
-
-def _mean(ratings: Sequence[Rating]) -> Rating:
-    """The mean over ways to ask, where more than half of them gave a rating."""
-    known = [r for r in ratings if r is not None]
-    return sum(known) / len(known) if 2 * len(known) > len(ratings) else None
 
 
 def added(tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
