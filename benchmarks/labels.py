@@ -1,12 +1,16 @@
 """Steered texts to be labelled by reading, blind to method and strength; and the judges against those labels.
 
     python benchmarks/labels.py draw --out sheet          sheet.jsonl to read, sheet.key.jsonl with what made each text
-    python benchmarks/labels.py agree --labels FILE       the judges against the sheet with its ratings and its key joined
+    python benchmarks/labels.py agree                     the judges against benchmarks/labels.jsonl (--labels: another file)
 
 `draw` fits several methods on behaviours of the built-in model, lets each reply to held-out prompts at strengths of both signs,
 and writes as many texts as asked, shuffled: what was asked, the reply, what the behaviour is. Who labels gives three ratings
-from 0 to 2 in the sheet: `present` (the behaviour), `follows` (the instruction's subject and task), `fluent`. `agree` prints
-kappa, weighted kappa and rank agreement with intervals over behaviours, and where judges and labels part.
+from 0 to 2: `present` (the behaviour), `follows` (the instruction's subject and task; null where the reply is nothing but a
+refusal or hostility), `fluent`. `agree` prints kappa, weighted kappa and rank agreement with intervals over behaviours, and
+where judges and labels part.
+
+`labels.jsonl` was read twice, on 2026-11-22, by a large language model, text by text and independently (forwards and backwards),
+from the sheet and these definitions alone: no method, strength, word list or judge was known to it. No person has read it.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import json
 import os
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -66,7 +70,7 @@ def texts(
                 )
                 for prompt, reply in zip(prompts, replies, strict=True):
                     yield {"task": task, "arm": name, "strength": strength, "asked": direction == "suppress",
-                           "instruction": prompt.instruction, "reply": reply.text, "prompt": told(prompt)}  # fmt: skip
+                           "instruction": prompt.instruction, "reply": reply.text, "prompt": told(prompt), "tags": dict(prompt.tags)}  # fmt: skip
 
 
 def told(prompt: Example) -> list[dict[str, str]]:
@@ -110,7 +114,10 @@ def draw(out: Path, count: int, each: int) -> None:
 
 
 def agree(path: Path) -> None:
-    """The built-in rule judges against the labels, yes or no and by degree; intervals draw behaviours."""
+    """The two readings with each other, then the built-in rule judges with their mean, yes or no and by degree.
+
+    Yes is a mean of 1 or more; a rating that one reading lacks is missing. Intervals draw behaviours.
+    """
     run, suite = uuid.uuid4().hex[:8], PilotSuite()
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     tasks = [row["task"] for row in rows]
@@ -118,29 +125,40 @@ def agree(path: Path) -> None:
         f"run {run}: {len(rows)} texts, {len(set(tasks))} behaviours, {len({r['arm'] for r in rows})} ways of steering"
     )
     judges = {"follows": pilot.follows(), "fluent": pilot.fluent()}
+    read: dict[str, list[bool | None]] = {}
     verdicts: dict[str, list[bool | None]] = {}
     for what in RATINGS:
         degrees: list[float | None] = []
         verdicts[what] = []
         for row in rows:
             one = judges.get(what) or suite.judge(row["task"])
-            score = one(row["reply"], Example.from_json({"messages": row["prompt"]}))
+            score = one(row["reply"], Example.from_json({"messages": row["prompt"], "tags": row["tags"]}))
             degrees.append(score.value)
             verdicts[what].append(one.present(score))
-        labels = [None if row[what] is None else float(row[what]) for row in rows]
-        yes = [None if v is None else float(v >= 1) for v in labels]
-        said = [None if v is None else float(v) for v in verdicts[what]]
-        shown(what, compared(Rater("labels", yes), Rater("rule", said), families=tasks), run)
+        a, b = ([r["readings"][k][what] for r in rows] for k in (0, 1))
+        labels = [None if None in pair else sum(pair) / 2 for pair in zip(a, b, strict=True)]
+        read[what] = [None if v is None else v >= 1 for v in labels]
+        between = compared(Rater("one reading", _floats(a)), Rater("the other", _floats(b)), families=tasks)
+        print(f"{what}: the two readings: kappa {between.kappa}, weighted {between.quadratic}")
+        found = compared(Rater("labels", _floats(read[what])), Rater("rule", _floats(verdicts[what])), families=tasks)
+        shown(what, found, run)
         by_degree = compared(Rater("labels", labels), Rater("rule", degrees, 0.5), families=tasks)
-        print(f"  by degree: weighted kappa {by_degree.quadratic}, Spearman {by_degree.spearman}")
-        parted = [row["id"] for row, a, b in zip(rows, yes, said, strict=True) if None not in (a, b) and a != b]
+        print(f"  by degree: Spearman {by_degree.spearman}")
+        parted = [
+            row["id"]
+            for row, x, y in zip(rows, read[what], verdicts[what], strict=True)
+            if None not in (x, y) and x != y
+        ]
         print(f"  they part on {', '.join(map(str, parted)) or 'none'}")
-    good = [None if any(row[w] is None for w in RATINGS) else all(row[w] >= 1 for w in RATINGS) for row in rows]
-    held = [None if None in v else all(v) for v in zip(*verdicts.values(), strict=True)]
     both = [
-        Rater(n, [None if v is None else float(v) for v in values]) for n, values in (("labels", good), ("rule", held))
+        Rater(name, [None if None in v else float(all(v)) for v in zip(*of.values(), strict=True)])
+        for name, of in (("labels", read), ("rule", verdicts))
     ]
     shown("all three (joint success)", compared(*both, families=tasks), run)
+
+
+def _floats(values: Sequence[float | bool | None]) -> list[float | None]:
+    return [None if v is None else float(v) for v in values]
 
 
 def shown(what: str, found: Agreement, run: str) -> None:
@@ -158,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("draw", "agree"))
     parser.add_argument("--out", type=Path, default=Path("runs/labels/sheet"))
-    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--labels", type=Path, default=Path(__file__).with_name("labels.jsonl"))
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--each", type=int, default=1, help="prompts of each kind for an arm and strength")
     given = parser.parse_args()
@@ -166,10 +184,6 @@ def main() -> None:
     if given.what == "draw":
         draw(given.out, given.count, given.each)
     else:
-        if given.labels is None:
-            parser.error(
-                "--labels names the labelled sheet: a line of JSON for each text, with task, arm, prompt, reply and the ratings."
-            )
         agree(given.labels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,16 @@ def test_the_command_line_tells_agreement_and_the_table(tmp_path, capsys, monkey
     ]
     code, _, err = run("-j", "words:rain")
     assert code == 2 and "between two" in err
+
+
+def test_the_built_in_judges_agree_with_steered_texts_that_were_read(monkeypatch, capsys):
+    """300 texts and labels from no word list (benchmarks/labels.jsonl): kappa .6 for each rating and for all together."""
+    benchmarks = Path(__file__).resolve().parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    labels = pytest.importorskip("labels", reason="benchmarks/ isn't beside the tests")
+    labels.agree(benchmarks / "labels.jsonl")
+    bars = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("bar ")]
+    assert [b[1] for b in bars] == [f"labels_{what}_kappa" for what in ("present", "follows", "fluent", "all")]
+    assert all(float(b[2]) >= 0.6 for b in bars)
+    rows = rows_of(benchmarks / "labels.jsonl")
+    assert len({(row["task"], row["reply"]) for row in rows}) == len(rows) == 300
