@@ -123,7 +123,8 @@ class Batch:
     def take(self, rows: Int[Tensor, " n"]) -> Batch:
         """Some of its rows."""
         here = rows.to(self.ids.device)
-        return Batch(self.ids[here], self.position[here], self.prompt_length[here], self.head[here])
+        branch = None if self.branch is None else self.branch[here]
+        return Batch(self.ids[here], self.position[here], self.prompt_length[here], self.head[here], branch)
 
     @property
     def attention(self) -> Int[Tensor, "b t"]:
@@ -141,7 +142,13 @@ class Batch:
 
     @property
     def predicts(self) -> Bool[Tensor, "b t"]:
-        """The tokens whose next one is an answer token: where the answer's distributions are read."""
+        """The tokens whose next one is an answer token: where the answer's distributions are read.
+
+        Where answers share a prompt, its last token stands for the first token of each.
+        """
+        if self.branch is not None:
+            follows = torch.cat([self.branch[:, 1:], torch.full_like(self.branch[:, :1], -1)], dim=1) == self.branch
+            return (follows & (self.branch > 0)) | (self.position == self.prompt_length[:, None] - 1)
         last = self.lengths[:, None] - 1
         return (self.position >= self.prompt_length[:, None] - 1) & (self.position < last)
 
@@ -276,6 +283,11 @@ class Trainable(Runner):
     def head(self) -> Head | None:
         """The output head as a function of `Run.hidden`; None where the logits are more than that."""
         return None
+
+    @property
+    def shares(self) -> int:
+        """The longest row, in tokens, in which examples of one prompt may run together (`packing`); 0: they can't."""
+        return 0
 
     @abstractmethod
     def width(self, site: Site) -> int:

@@ -160,6 +160,14 @@ class HFEngine(Trainable):
             self._head = (weight, find_head(self.model, text_config(self.model)))
         return self._head[1]
 
+    @property
+    def shares(self) -> int:
+        if self._packable is None:  # whether the model gives the same then, tried once
+            self._packable = packs(self.model, self.anatomy)
+        config = text_config(self.model)  # beyond its attention windows it would see less than the mask says
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min([w for w in windows if w] + [2 * self.context, SHARED]) if self._packable else 0
+
     def width(self, site: Site) -> int:
         return self.anatomy.matrix(site).width if site.on_weights else self.anatomy.point(site).width
 
@@ -306,8 +314,8 @@ class HFEngine(Trainable):
         with progress.task("reading activations", len(examples)) as bar, torch.no_grad():
             items = [self._item(e, s) for e, s in zip(examples, each, strict=True)]
             alike = len({item.prompt for item in items}) < len(items)
-            alone = any(s is not None for s in each) or not (alike and self._packs)
-            arranged = packing.rows(items, longest=self._longest_shared, share=not alone)
+            alone = any(s is not None for s in each) or not (alike and self.shares)
+            arranged = packing.rows(items, longest=self.shares, share=not alone)
             for start in range(0, len(arranged), self.batch_size):
                 batch, here = packing.packed(
                     items, arranged[start : start + self.batch_size], left=self.padding == "left"
@@ -456,20 +464,6 @@ class HFEngine(Trainable):
                 " shorten it, or leave it out."
             )
         return packing.Item(tuple(rendered.ids), rendered.head, tuple(answer))
-
-    @property
-    def _packs(self) -> bool:
-        """Whether examples may share a prompt's tokens in one row: the model gives the same then (tried once)."""
-        if self._packable is None:
-            self._packable = packs(self.model, self.anatomy)
-        return self._packable
-
-    @property
-    def _longest_shared(self) -> int:
-        """Tokens of a row beyond which the model's attention windows would see less than the mask says."""
-        config = text_config(self.model)
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return min([w for w in windows if w] + [2 * self.context, SHARED])
 
     def _rendered(self, example: Example, steering: Steering | None) -> Rendered:
         messages = example.messages

@@ -88,7 +88,8 @@ def forecast_many(made: Method, engine: Trainable, contrasts: Sequence[Contrast]
 def _looked(made: Trained, trials: Sequence[Fit], tried: Sequence[Sequence[Row]]) -> None:
     """What is held out, run as it is when it is measured: fit by fit."""
     for trial, rows in zip(trials, tried, strict=True):
-        ran(trial.given, rows, made.touching(rows, trial.optimiser.free, trial.given))
+        touching = made.touching(rows, trial.optimiser.free, trial.given)
+        ran(trial.given, rows, touching, [made.alike(row) for row in rows])
 
 
 def _bytes(edit: Edit) -> int:

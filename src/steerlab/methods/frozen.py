@@ -3,18 +3,19 @@
 A trained steering changes nothing below its lowest site, and what it is compared with never moves. So what reaches that
 site, and what the untouched model says, are computed once; a pass then begins at the site, ends before the output head,
 and objectives take the head a few tokens at a time. Examples of like length run together. Nothing is approximated: the
-plain passes that this stands for are the definition, and a law holds them equal.
+plain passes that this stands for are the definition, and a law holds them equal. A prompt that rows share runs once (`bundles`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .. import progress
 from ..contrast import Example
@@ -23,8 +24,9 @@ from ..engines.head import Head
 from ..errors import DataError
 from ..positions import Positions
 from ..sites import Site
+from .bundles import Bundle, bundles
 from .fused import Objective, fused
-from .keep import Keep, joined
+from .keep import Keep
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 # what reaches a site [b, t, d], which of the asked examples its rows are [b], and the batch; at a weight matrix, what it
 # reads, to what is added to its output
 EditRows = Callable[[Tensor, Tensor, Batch], Tensor]
-APART = 96  # tokens that a pass of its own costs, when examples are sorted by length
 SCORES = 2**28  # bytes of the untouched model's scores that are held
 ROWS = 32  # examples of one pass without gradients
 
@@ -165,17 +166,23 @@ class Frozen:
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
-    def run(self, examples: Sequence[Example], edits: Mapping[Site, EditRows] | None = None) -> Said:
-        """What the model says in these examples' answers under the edits, with gradients to what those hold."""
+    def run(
+        self,
+        examples: Sequence[Example],
+        edits: Mapping[Site, EditRows] | None = None,
+        alike: Sequence[Hashable | None] | None = None,
+    ) -> Said:
+        """What the model says in these examples' answers under the edits, with gradients to what those hold.
+
+        Examples of one prompt with an equal `alike` run it once: on its tokens the edits must do the same in each.
+        """
         parts: list[Said] = []
         order: list[int] = []
-        for index in self._by_length(examples):
-            chosen = [examples[i] for i in index]
-            batch = self.batch(chosen)
-            which = torch.tensor(index)
-            bound = {site: _bound(put, which, batch) for site, put in (edits or {}).items()}
-            parts.append(self._pass(batch, bound, self._start(chosen, batch)))
-            order += index
+        for bundle in self._bundles(examples, alike or [None] * len(examples)):
+            which = torch.tensor(bundle.first)
+            bound = {site: _bound(put, which, bundle.batch) for site, put in (edits or {}).items()}
+            parts.append(self._pass(bundle, bound, self._start([examples[i] for i in bundle.examples], bundle)))
+            order += bundle.examples
         return _in_order(parts, order)
 
     def untouched(self, examples: Sequence[Example]) -> Said:
@@ -183,12 +190,12 @@ class Frozen:
         kind = "log-probabilities" if self._whole else "said"
         fresh: dict[str, Tensor] = {}
         names = [f"{kind} {self._named(e)}" for e in examples]
-        for chosen in self._missing(examples, names):
-            batch, head = self.batch(chosen), self.engine.head
+        for chosen, bundle in self._missing(examples, names):
+            batch, head = bundle.batch, self.engine.head
             with torch.no_grad():
                 run = self.engine.resume(batch, sites=self._pooled_sites, hidden=head is not None, logits=head is None)
-                self._pooling(chosen, batch, run.at)
-                said = self._said(run, batch)
+                self._pooling(chosen, bundle, run.at)
+                said = self._said(run, bundle)
                 whole = said.log_probs() if self._whole else said.hidden[:]
             given = {
                 f"{kind} {self._named(e)}": t for e, t in zip(chosen, whole.split(said.lengths.tolist()), strict=True)
@@ -197,7 +204,7 @@ class Frozen:
             fresh |= given
         found = Pieces([_known(self._keep.get(name), fresh.get(name)) for name in names])
         head = None if self._whole else self.engine.head
-        return Said(found, head, *self._answers([self.batch([e]) for e in examples]), len(examples), self._whole)
+        return Said(found, head, *answers([self.batch([e]) for e in examples]), len(examples), self._whole)
 
     def means(self, examples: Sequence[Example], site: Site, positions: Positions) -> tuple[Tensor, Tensor]:
         """Each example's mean activation over its tokens at some positions, `[b, d]`, and how many these are, `[b]`.
@@ -206,11 +213,10 @@ class Frozen:
         """
         names = [f"mean {site} {positions} {self._named(e)}" for e in examples]
         fresh: dict[str, Tensor] = {}
-        for chosen in self._missing(examples, names):
-            batch = self.batch(chosen)
+        for chosen, bundle in self._missing(examples, names):
             with torch.no_grad():
-                at = self.engine.resume(batch, sites=[site], logits=False).at
-                fresh |= self._averaged(chosen, batch, at[site], site, positions)
+                at = self.engine.resume(bundle.batch, sites=[site], logits=False).at
+                fresh |= self._averaged(chosen, bundle, at[site], site, positions)
         self._keep.put(fresh)
         found = torch.stack([_known(self._keep.get(name), fresh.get(name)).cpu() for name in names])
         return found[:, :-1], found[:, -1]
@@ -219,11 +225,11 @@ class Frozen:
         """Each example's untouched activations at some positions, in float32; kept after the first time."""
         names = [f"{site} {positions} {self._named(e)}" for e in examples]
         fresh: dict[str, Tensor] = {}
-        for chosen in self._missing(examples, names):
-            batch = self.batch(chosen)
+        for chosen, bundle in self._missing(examples, names):
             with torch.no_grad():
-                found = self.engine.resume(batch, sites=[site], logits=False).at[site]
-            for e, row, here in zip(chosen, found, batch.mask(positions), strict=True):
+                found = self.engine.resume(bundle.batch, sites=[site], logits=False).at[site]
+            for e, row in zip(chosen, bundle.split(found), strict=True):
+                here = self.batch([e]).mask(positions)[0]
                 fresh[f"{site} {positions} {self._named(e)}"] = row[here.to(row.device)].float()
         self._keep.put(fresh)
         return [_known(self._keep.get(name), fresh.get(name)) for name in names]
@@ -237,9 +243,9 @@ class Frozen:
         self._whole = head is not None and 4 * tokens * head.vocabulary <= SCORES
         with progress.task("reading the model once", len(bases) + len(untouched)) as bar:
             for given, read in ((bases, self._below), (untouched, self.untouched)):
-                for index in _chunks(self._sorted(given), ROWS):
-                    read([given[i] for i in index])
-                    bar.advance(len(index))
+                for chosen in _chunks(self._sorted(given), ROWS):
+                    read(chosen)
+                    bar.advance(len(chosen))
 
     def kept_bytes(self, bases: Sequence[Example], untouched: Sequence[Example]) -> int:
         """How much would be kept for these, from their shapes."""
@@ -267,56 +273,59 @@ class Frozen:
     def _named(self, example: Example) -> str:
         return self._rendered(example)[1]
 
-    def _sorted(self, examples: Sequence[Example]) -> list[int]:
-        return sorted(range(len(examples)), key=lambda i: self._rendered(examples[i])[0].ids.shape[1])
+    def _sorted(self, examples: Sequence[Example]) -> list[Example]:
+        """By length; of one prompt, the examples stand together."""
+        longest: dict[Hashable, int] = {}
+        for e in examples:
+            longest[e.messages] = max(longest.get(e.messages, 0), self._rendered(e)[0].ids.shape[1])
+        return sorted(examples, key=lambda e: (longest[e.messages], [m.content for m in e.messages]))
 
-    def _missing(self, examples: Sequence[Example], names: Sequence[str]) -> list[list[Example]]:
-        """Those whose tensors aren't kept, once each, in groups of like length."""
+    def _missing(self, examples: Sequence[Example], names: Sequence[str]) -> list[tuple[list[Example], Bundle]]:
+        """Those whose tensors aren't kept, once each, in passes."""
         missing = list(dict.fromkeys(e for e, name in zip(examples, names, strict=True) if name not in self._keep))
         with torch.no_grad():
-            return [[missing[i] for i in index] for index in self._by_length(missing)]
+            return [([missing[i] for i in b.examples], b) for b in self._bundles(missing, [""] * len(missing))]
 
-    def _by_length(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Indices in groups of like length: where padding would cost more than a pass of its own, a new group begins."""
-        order = self._sorted(examples)
-        lengths = [self._rendered(examples[i])[0].ids.shape[1] for i in order]
-        least, cut = [0.0], [0]  # the cost of the first n, and where their last group begins
-        for n in range(1, len(order) + 1):
-            first = 0 if torch.is_grad_enabled() else max(0, n - ROWS)
-            costs = [least[k] + (n - k) * lengths[n - 1] + APART for k in range(first, n)]
-            cut.append(first + min(range(n - first), key=costs.__getitem__))
-            least.append(costs[cut[-1] - first])
-        groups: list[list[int]] = []
-        n = len(order)
-        while n:
-            groups.append(order[cut[n] : n])
-            n = cut[n]
-        return groups[::-1]
+    def _bundles(self, examples: Sequence[Example], alike: Sequence[Hashable | None]) -> list[Bundle]:
+        """Examples in passes; those with equal `alike` may share a prompt."""
+        return bundles(
+            [self._rendered(e)[0] for e in examples],
+            alike,
+            longest=self.engine.shares if any(a is not None for a in alike) else 0,
+            width=self.engine.width(Site(self.engine.depth - 1)),
+            most=None if torch.is_grad_enabled() else ROWS,
+            join=lambda index: self.batch([examples[i] for i in index]),
+        )
 
     # --- the engine ---------------------------------------------------------------------------------------------------
 
-    def _pass(self, batch: Batch, edits: Mapping[Site, Callable[[Tensor], Tensor]], start: Start | None) -> Said:
+    def _pass(self, bundle: Bundle, edits: Mapping[Site, Callable[[Tensor], Tensor]], start: Start | None) -> Said:
         head = self.engine.head
-        return self._said(
-            self.engine.resume(batch, edits, start=start, hidden=head is not None, logits=head is None), batch
-        )
+        run = self.engine.resume(bundle.batch, edits, start=start, hidden=head is not None, logits=head is None)
+        return self._said(run, bundle)
 
-    def _said(self, run: Run, batch: Batch) -> Said:
+    def _said(self, run: Run, bundle: Bundle) -> Said:
         hidden = run.hidden if run.logits is None else run.logits
         assert hidden is not None
-        return Said(hidden, self.engine.head, *self._answers([batch]), len(batch.ids))
+        read, tokens, row, place = bundle.answered()
+        if read is not None:
+            hidden = hidden[read.to(hidden.device)]
+        return Said(hidden, self.engine.head, tokens, row, place, len(bundle.examples))
 
     @property
     def _pooled_sites(self) -> list[Site]:
         return list(dict.fromkeys(site for site, _ in self._pool))
 
-    def _pooling(self, examples: Sequence[Example], batch: Batch, at: Mapping[Site, Tensor]) -> None:
+    def _pooling(self, examples: Sequence[Example], bundle: Bundle, at: Mapping[Site, Tensor]) -> None:
         for site, positions in self._pool:
-            self._keep.put(self._averaged(examples, batch, at[site], site, positions))
+            self._keep.put(self._averaged(examples, bundle, at[site], site, positions))
 
     def _averaged(
-        self, examples: Sequence[Example], batch: Batch, h: Tensor, site: Site, positions: Positions
+        self, examples: Sequence[Example], bundle: Bundle, h: Tensor, site: Site, positions: Positions
     ) -> dict[str, Tensor]:
+        batch = bundle.batch
+        if bundle.places is not None:
+            batch, h = self.batch(examples), pad_sequence(bundle.split(h), batch_first=True)
         mask = batch.mask(positions).to(h.device)[..., None]
         count = mask.sum(dim=1)
         mean = finite((torch.where(mask, h.float(), 0.0).sum(dim=1) / count.clamp_min(1)), str(site))
@@ -326,35 +335,37 @@ class Frozen:
         }
 
     def _below(self, examples: Sequence[Example]) -> None:
-        self._start(examples, self.batch(examples))
+        with torch.no_grad():
+            for bundle in self._bundles(examples, [""] * len(examples)):
+                self._start([examples[i] for i in bundle.examples], bundle)
 
-    def _start(self, examples: Sequence[Example], batch: Batch) -> Start | None:
+    def _start(self, examples: Sequence[Example], bundle: Bundle) -> Start | None:
         """What reaches the lowest site, from the first time that these were run; None where nothing is below it."""
         if self._layer is None:
             return None
         names = [f"below {self._layer} {self._named(e)}" for e in examples]
-        real = batch.position >= 0
         rows = [self._keep.get(name) for name in names]
         if any(row is None for row in rows):
             below = Site(self._layer)
             with torch.no_grad():
-                at = self.engine.resume(batch, sites=[below, *self._pooled_sites], logits=False).at
-                self._pooling(examples, batch, at)
+                at = self.engine.resume(bundle.batch, sites=[below, *self._pooled_sites], logits=False).at
+                self._pooling(examples, bundle, at)
                 hidden = finite(at[below], str(below))
-            self._keep.put({n: row[here.to(row.device)] for n, row, here in zip(names, hidden, real, strict=True)})
+            self._keep.put(dict(zip(names, bundle.split(hidden), strict=True)))
             return Start(self._layer, hidden)
-        return Start(self._layer, joined([row for row in rows if row is not None], real))
+        return Start(self._layer, bundle.joined([row for row in rows if row is not None]))
 
-    def _answers(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of all answers' tokens: which, whose, and how far into the answer."""
-        tokens, rows, places, before = list[Tensor](), list[Tensor](), list[Tensor](), 0
-        for batch in batches:
-            chosen = batch.predicts
-            tokens.append(torch.roll(batch.ids, -1, dims=1)[chosen])
-            rows.append(chosen.nonzero()[:, 0] + before)
-            places.append((batch.position - (batch.prompt_length[:, None] - 1))[chosen])
-            before += len(batch.ids)
-        return torch.cat(tokens), torch.cat(rows), torch.cat(places)
+
+def answers(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all answers' tokens in batches of a row for each: which, whose, and how far into the answer."""
+    tokens, rows, places, before = list[Tensor](), list[Tensor](), list[Tensor](), 0
+    for batch in batches:
+        _, token, row, place = Bundle(batch, [], [], None).answered()
+        tokens.append(token)
+        rows.append(row + before)
+        places.append(place)
+        before += len(batch.ids)
+    return torch.cat(tokens), torch.cat(rows), torch.cat(places)
 
 
 def layer_below(engine: Trainable, sites: Sequence[Site]) -> int | None:
@@ -372,8 +383,8 @@ def _bound(put: EditRows, which: Tensor, batch: Batch) -> Callable[[Tensor], Ten
     return lambda h: put(h, which.to(h.device), batch)
 
 
-def _chunks(order: list[int], size: int) -> list[list[int]]:
-    return [order[at : at + size] for at in range(0, len(order), size)]
+def _chunks(examples: list[Example], size: int) -> list[list[Example]]:
+    return [examples[at : at + size] for at in range(0, len(examples), size)]
 
 
 def _known(kept: Tensor | None, fresh: Tensor | None) -> Tensor:

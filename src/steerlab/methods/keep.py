@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -117,10 +116,3 @@ def _make_room(folder: Path, size: int) -> None:
             with suppress(OSError):
                 path.unlink()
             total -= this
-
-
-def joined(rows: list[Tensor], real: Tensor) -> Tensor:
-    """Rows `[t_i, d]` in the places where `real` `[b, t]` is true, zeros elsewhere."""
-    whole = torch.zeros(*real.shape, rows[0].shape[-1], dtype=rows[0].dtype, device=rows[0].device)
-    whole[real.to(whole.device)] = torch.cat(rows)
-    return whole

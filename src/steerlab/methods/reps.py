@@ -7,7 +7,7 @@ h + (α + b)·v (eq. 2), and h − ReLU(h·v + b)/‖v‖²·v (eq. 3). The loss
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,6 +52,9 @@ class RePS(TrainedVector):
             Row(concept, strength), Row(plain, strength, tag=LOSER),
             Row(plain, 0.0, tag=NULL), Row(concept, 0.0, tag=NULL + LOSER),
         ]  # fmt: skip
+
+    def alike(self, row: Row) -> Hashable | None:
+        return row.strength, row.tag.startswith(NULL)
 
     def touching(self, rows: Sequence[Row], free: Free, given: Given) -> Mapping[Site, EditRows]:
         factor = torch.tensor([row.strength * self.unit for row in rows])

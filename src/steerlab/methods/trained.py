@@ -9,7 +9,7 @@ one pass, each under its own edits.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -156,6 +156,13 @@ class Trained(Method):
     def pools(self, sites: Sequence[Site], positions: Positions) -> list[tuple[Site, Positions]]:
         """Mean activations that `initial` will ask for."""
         return []
+
+    def alike(self, row: Row) -> Hashable | None:
+        """What rows of one prompt have in common that are edited alike on it, token by token; None: nothing is known of it.
+
+        Such rows run their prompt once.
+        """
+        return None
 
     def touching(self, rows: Sequence[Row], free: Free, given: Given) -> Mapping[Site, EditRows]:
         """What happens at each site to some of these rows."""
@@ -359,15 +366,22 @@ class Fit:
         draw = torch.Generator().manual_seed(self.method.seed)
         rows = self.method.batch(self.given.held_out, draw)
         with torch.no_grad():
-            found = self.method.judged(ran(self.given, rows, self.method.touching(rows, free, self.given)), free)
+            touching, alike = self.method.touching(rows, free, self.given), [self.method.alike(row) for row in rows]
+            found = self.method.judged(ran(self.given, rows, touching, alike), free)
         self.curve.append(found)
         if self._least is None or found["loss"] < self._least:
             self._least, self.best = found["loss"], free
 
 
-def ran(given: Given, rows: Sequence[Row], touching: Mapping[Site, EditRows] | None = None) -> Step:
+def ran(
+    given: Given,
+    rows: Sequence[Row],
+    touching: Mapping[Site, EditRows] | None = None,
+    alike: Sequence[Hashable | None] | None = None,
+) -> Step:
     """Some rows under edits, or without any."""
-    return Step(rows, given.frozen.run([row.example for row in rows], touching), given.frozen, given.positions)
+    said = given.frozen.run([row.example for row in rows], touching, alike)
+    return Step(rows, said, given.frozen, given.positions)
 
 
 def together(turn: Sequence[Fit], frozen: Frozen) -> None:
@@ -376,7 +390,8 @@ def together(turn: Sequence[Fit], frozen: Frozen) -> None:
     leaves = [{name: t.detach().clone().requires_grad_() for name, t in fit.optimiser.free.items()} for fit in turn]
     ends = torch.tensor([len(r) for r in rows]).cumsum(0).tolist()
     touching = [fit.method.touching(r, free, fit.given) for fit, r, free in zip(turn, rows, leaves, strict=True)]
-    said = frozen.run([row.example for r in rows for row in r], _merged(touching, ends))
+    alike = [_of_fit(n, fit.method.alike(row)) for n, (fit, r) in enumerate(zip(turn, rows, strict=True)) for row in r]
+    said = frozen.run([row.example for r in rows for row in r], _merged(touching, ends), alike)
     losses = [
         fit.method.loss(Step(r, said.part(end - len(r), end), frozen, fit.given.positions, fit.gone), free)
         for fit, r, free, end in zip(turn, rows, leaves, ends, strict=True)
@@ -385,6 +400,10 @@ def together(turn: Sequence[Fit], frozen: Frozen) -> None:
     gradients = iter(torch.autograd.grad(torch.stack(losses).sum(), flat, materialize_grads=True))
     for fit, free, loss in zip(turn, leaves, losses, strict=True):
         fit.learn(float(loss.detach()), {name: next(gradients) for name in free})
+
+
+def _of_fit(n: int, alike: Hashable | None) -> Hashable | None:
+    return None if alike is None else (n, alike)
 
 
 def _merged(touching: Sequence[Mapping[Site, EditRows]], ends: Sequence[int]) -> Mapping[Site, EditRows]:

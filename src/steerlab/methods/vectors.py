@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from .frozen import Said
 from .fused import CrossEntropy
 from .objectives import scaled_preference
-from .trained import Free, Given, Step, Trained
+from .trained import Free, Given, Row, Step, Trained
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -44,6 +44,9 @@ class TrainedVector(Trained):
     def strength(self, draw: torch.Generator) -> float:
         """One of the factors, in strengths."""
         return self.factors[int(torch.randint(len(self.factors), (1,), generator=draw))] / self.unit
+
+    def alike(self, row: Row) -> Hashable | None:
+        return row.strength
 
     def initial(self, given: Given) -> Free:
         width = given.engine.width(given.sites[0])

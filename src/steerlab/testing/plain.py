@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..contrast import Example
-from ..methods.frozen import EditRows, Frozen, Said, _bound  # pyright: ignore[reportPrivateUsage]
+from ..methods.frozen import EditRows, Frozen, Said, _bound, answers  # pyright: ignore[reportPrivateUsage]
 from ..methods.fused import Objective
 from ..positions import Positions
 from ..sites import Site
@@ -26,12 +26,17 @@ class PlainSaid(Said):
 class PlainFrozen(Frozen):
     """Every pass is a whole one of all examples, from the embedding to the logits, every time."""
 
-    def run(self, examples: Sequence[Example], edits: Mapping[Site, EditRows] | None = None) -> Said:
+    def run(
+        self,
+        examples: Sequence[Example],
+        edits: Mapping[Site, EditRows] | None = None,
+        alike: Sequence[Hashable | None] | None = None,
+    ) -> Said:
         batch, index = self.batch(examples), torch.arange(len(examples))
         bound = {site: _bound(put, index, batch) for site, put in (edits or {}).items()}
         run = self.engine.resume(batch, bound)
         assert run.logits is not None
-        return PlainSaid(run.logits, None, *self._answers([batch]), len(examples))
+        return PlainSaid(run.logits, None, *answers([batch]), len(examples))
 
     def untouched(self, examples: Sequence[Example]) -> Said:
         with torch.no_grad():

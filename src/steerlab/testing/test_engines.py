@@ -616,7 +616,7 @@ def test_examples_that_share_a_prompt_run_it_once_and_read_as_each_does_alone(ar
         Example.ask("w8 w9", "w4"), Example.ask("w1 w2 w3", "w5 w4 w9"),
     ]  # fmt: skip
     sites, seen = [Site(0), Site(engine.depth - 1)], []
-    shares = engine._packs and engine._longest_shared > 20  # attention windows of a few tokens forbid it
+    shares = engine.shares > 20  # attention windows of a few tokens forbid it
     handle = engine.anatomy.blocks[0].register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[:2]))
     try:
         together = engine.capture(examples, sites, ALL)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from steerlab import plugins
-from steerlab.methods import trained
+from steerlab.methods import bundles, trained
 from steerlab.methods.base import method
 from steerlab.methods.frozen import Frozen
 from steerlab.methods.trained import Trained, ran
@@ -17,6 +17,13 @@ from steerlab.testing import planted, tiny
 from steerlab.testing.plain import PlainFrozen
 
 SITE = "1"
+
+
+@pytest.fixture
+def sharing(monkeypatch):
+    """Prompts are shared wherever that is allowed: toys' are too short for it to be cheaper."""
+    monkeypatch.setattr(bundles, "PAIRS", 0.0)
+    monkeypatch.setattr(bundles, "LEAST", 0)
 
 
 def trained_only(name: str) -> type[Trained]:
@@ -48,7 +55,8 @@ def first_step(made: Trained, engine, contrast, passes: type[Frozen]):
     for name, value in begun.free.items():
         moved = value if name == "q" else value + 0.01 * torch.randn(value.shape, generator=noise)
         free[name] = moved.detach().clone().requires_grad_()
-    loss = made.loss(ran(given, rows, made.touching(rows, free, given)), free)
+    touching, alike = made.touching(rows, free, given), [made.alike(row) for row in rows]
+    loss = made.loss(ran(given, rows, touching, alike), free)
     return loss.detach(), torch.autograd.grad(loss, list(free.values()), materialize_grads=True)
 
 
@@ -63,7 +71,34 @@ def test_fast_is_plain_in_loss_and_gradients(method_name, architecture):
     assert float((a - b).norm()) <= 1e-6 * max(float(b.norm()), 5e-3)  # float32 leaves no more of sums of this size
 
 
-def test_fast_is_plain_in_the_steering(method_name, monkeypatch):
+def test_rows_that_are_edited_alike_run_their_prompt_once(method_name, architecture, sharing):
+    made, engine, contrast = small(method_name), tiny.engine(architecture), planted.contrast(4)
+    sites, positions = made.placed(engine), Positions.parse(made.positions)
+    frozen = Frozen(engine, sites, close=made.close)
+    rows = made.batch(made.given(engine, contrast, sites, positions, frozen).train, torch.Generator().manual_seed(1))
+    alike = [made.alike(row) for row in rows]
+    longest = max(len(frozen.batch([row.example]).ids[0]) for row in rows)
+    wanted, seen = len({(row.example.messages, key) for row, key in zip(rows, alike, strict=True)}), []
+    if alike[0] is None or wanted == len(rows) or engine.shares < 2 * longest:
+        pytest.skip("no two rows are edited alike on one prompt, or attention windows are too short")
+    frozen.run([row.example for row in rows])  # what is tried once, is
+    handle = engine.anatomy.blocks[-1].register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    try:
+        together = frozen.run([row.example for row in rows], alike=alike)
+        ran_together, seen[:] = sum(seen), []
+        apart = frozen.run([row.example for row in rows])
+    finally:
+        handle.remove()
+    assert ran_together == wanted
+    for name in ("tokens", "row", "place"):
+        assert torch.equal(getattr(together, name), getattr(apart, name))
+    torch.testing.assert_close(together.scores(), apart.scores(), rtol=1e-5, atol=1e-5)
+    (_, ours), (_, theirs) = (first_step(made, engine, contrast, p) for p in (Frozen, PlainFrozen))
+    a, b = (torch.cat([g.flatten() for g in gradients]).double() for gradients in (ours, theirs))
+    assert float((a - b).norm()) <= 2e-6 * max(float(b.norm()), 5e-3)  # attention sums in another order, too
+
+
+def test_fast_is_plain_in_the_steering(method_name, monkeypatch, sharing):
     made, engine, contrast = small(method_name), planted.engine(), planted.contrast(10)
     fast = made.fit(engine, contrast)
     monkeypatch.setattr(trained, "Frozen", PlainFrozen)
@@ -72,7 +107,7 @@ def test_fast_is_plain_in_the_steering(method_name, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_many_fits_at_once_are_each_alone(method_name):
+def test_many_fits_at_once_are_each_alone(method_name, sharing):
     made, engine = small(method_name), planted.engine()
     contrasts = [planted.contrast(n) for n in (9, 12)] + [planted.contrast(10).swapped()]
     together = made.fit_many(engine, contrasts)
