@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .. import progress
 from ..contrast import Example
@@ -178,7 +177,7 @@ class Frozen:
         """
         parts: list[Said] = []
         order: list[int] = []
-        for bundle in self._bundles(examples, alike or [None] * len(examples)):
+        for bundle in self._bundles(examples, alike):
             which = torch.tensor(bundle.first)
             bound = {site: _bound(put, which, bundle.batch) for site, put in (edits or {}).items()}
             parts.append(self._pass(bundle, bound, self._start([examples[i] for i in bundle.examples], bundle)))
@@ -274,24 +273,24 @@ class Frozen:
         return self._rendered(example)[1]
 
     def _sorted(self, examples: Sequence[Example]) -> list[Example]:
-        """By length; of one prompt, the examples stand together."""
-        longest: dict[Hashable, int] = {}
-        for e in examples:
-            longest[e.messages] = max(longest.get(e.messages, 0), self._rendered(e)[0].ids.shape[1])
-        return sorted(examples, key=lambda e: (longest[e.messages], [m.content for m in e.messages]))
+        return sorted(examples, key=lambda e: self._rendered(e)[0].ids.shape[1])
 
     def _missing(self, examples: Sequence[Example], names: Sequence[str]) -> list[tuple[list[Example], Bundle]]:
         """Those whose tensors aren't kept, once each, in passes."""
         missing = list(dict.fromkeys(e for e, name in zip(examples, names, strict=True) if name not in self._keep))
         with torch.no_grad():
-            return [([missing[i] for i in b.examples], b) for b in self._bundles(missing, [""] * len(missing))]
+            return [([missing[i] for i in b.examples], b) for b in self._bundles(missing)]
 
-    def _bundles(self, examples: Sequence[Example], alike: Sequence[Hashable | None]) -> list[Bundle]:
-        """Examples in passes; those with equal `alike` may share a prompt."""
+    def _bundles(self, examples: Sequence[Example], alike: Sequence[Hashable | None] | None = None) -> list[Bundle]:
+        """Examples in passes; those with equal `alike` may share a prompt.
+
+        What is kept is read row by row: it is done once, and a fit's many steps would add up what rounding differs.
+        """
+        keys = [None] * len(examples) if alike is None else alike
         return bundles(
             [self._rendered(e)[0] for e in examples],
-            alike,
-            longest=self.engine.shares if any(a is not None for a in alike) else 0,
+            keys,
+            longest=self.engine.shares if any(a is not None for a in keys) else 0,
             width=self.engine.width(Site(self.engine.depth - 1)),
             most=None if torch.is_grad_enabled() else ROWS,
             join=lambda index: self.batch([examples[i] for i in index]),
@@ -323,10 +322,7 @@ class Frozen:
     def _averaged(
         self, examples: Sequence[Example], bundle: Bundle, h: Tensor, site: Site, positions: Positions
     ) -> dict[str, Tensor]:
-        batch = bundle.batch
-        if bundle.places is not None:
-            batch, h = self.batch(examples), pad_sequence(bundle.split(h), batch_first=True)
-        mask = batch.mask(positions).to(h.device)[..., None]
+        mask = bundle.batch.mask(positions).to(h.device)[..., None]
         count = mask.sum(dim=1)
         mean = finite((torch.where(mask, h.float(), 0.0).sum(dim=1) / count.clamp_min(1)), str(site))
         return {
@@ -334,26 +330,32 @@ class Frozen:
             for e, m, n in zip(examples, mean, count, strict=True)
         }
 
-    def _below(self, examples: Sequence[Example]) -> None:
+    def _below(self, examples: Sequence[Example]) -> list[Tensor]:
+        """What reaches the lowest site of each, `[t, d]`; a row for each in its passes, kept after the first time."""
+        found: dict[int, Tensor] = {}
         with torch.no_grad():
-            for bundle in self._bundles(examples, [""] * len(examples)):
-                self._start([examples[i] for i in bundle.examples], bundle)
+            for bundle in self._bundles(examples):
+                start = self._start([examples[i] for i in bundle.examples], bundle)
+                found |= {} if start is None else dict(zip(bundle.examples, bundle.split(start.hidden), strict=True))
+        return [found[n] for n in sorted(found)]
 
     def _start(self, examples: Sequence[Example], bundle: Bundle) -> Start | None:
-        """What reaches the lowest site, from the first time that these were run; None where nothing is below it."""
+        """What reaches the lowest site; None where nothing is below it."""
         if self._layer is None:
             return None
         names = [f"below {self._layer} {self._named(e)}" for e in examples]
-        rows = [self._keep.get(name) for name in names]
-        if any(row is None for row in rows):
-            below = Site(self._layer)
-            with torch.no_grad():
-                at = self.engine.resume(bundle.batch, sites=[below, *self._pooled_sites], logits=False).at
-                self._pooling(examples, bundle, at)
-                hidden = finite(at[below], str(below))
-            self._keep.put(dict(zip(names, bundle.split(hidden), strict=True)))
-            return Start(self._layer, hidden)
-        return Start(self._layer, bundle.joined([row for row in rows if row is not None]))
+        rows = [row for name in names if (row := self._keep.get(name)) is not None]
+        if len(rows) == len(names):
+            return Start(self._layer, bundle.joined(rows))
+        if bundle.places is not None:
+            return Start(self._layer, bundle.joined(self._below(examples)))
+        below = Site(self._layer)
+        with torch.no_grad():
+            at = self.engine.resume(bundle.batch, sites=[below, *self._pooled_sites], logits=False).at
+            self._pooling(examples, bundle, at)
+            hidden = finite(at[below], str(below))
+        self._keep.put(dict(zip(names, bundle.split(hidden), strict=True)))
+        return Start(self._layer, hidden)
 
 
 def answers(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
