@@ -19,7 +19,7 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", default="pirate,sea,joyful")
+    parser.add_argument("--concepts", default="pirate,joyful,formal")
     parser.add_argument("--method", default="cdas")
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--items", type=int, default=400)

@@ -8,12 +8,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 
 from steerlab.contrast import Contrast, Example
 from steerlab.controls import Gate
 from steerlab.data import MakeOptions
+from steerlab.data.requests import asked
 from steerlab.edits import Shift
 from steerlab.engines.base import Sampling
 from steerlab.errors import ConfigError, DataError
@@ -25,6 +27,7 @@ from steerlab.making.data import near_misses, written
 from steerlab.making.forecast import expected
 from steerlab.making.instructions import plain, unlike
 from steerlab.making.steps import FILES, Folder, Job, make_steering, worth
+from steerlab.making.wordings import EVERY, chosen
 from steerlab.making.writer import EndpointWriter
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Meta, Steering
@@ -187,6 +190,36 @@ def test_without_a_rule_one_judge_filters_and_another_measures(tmp_path):
         for name in ("filter.jsonl", "judge.jsonl", "data.jsonl")
     ]
     assert all(not a & b for n, a in enumerate(families) for b in families[n + 1 :])
+
+
+def test_few_wordings_of_instructions_are_enough_for_two_judges(tmp_path):
+    """The common instructions are of a dozen forms: the judges are then tried on instructions that they hadn't seen."""
+    engine = planted.engine()
+    few = [replace(e, family=f"form {n % 12}") for n, e in enumerate(instructions(96, 37))]
+    found = written(engine, KEY, few, tmp_path, MakeOptions(pairs=96, max_new_tokens=4), None)
+    assert found.told["judges"]["filter"]["auroc"] > 0.9
+    judging = Contrast.read(tmp_path / "judge.jsonl")
+    assert all(p.family == n.family == n.instruction for p, n in judging.pairs)
+    assert not {n.instruction for n in judging.negative} & {n.instruction for n in found.contrast.negative}
+
+
+def test_of_a_dozen_wordings_those_that_work_are_kept(tmp_path):
+    """The planted model knows its key as a word of its own: wordings that put a stop behind it don't reach it."""
+    engine, plain_ones = planted.engine(), instructions(60, 37)
+    kept, figures = chosen(engine, planted.KEY, plain_ones, 4, 0)
+    assert set(figures) == set(EVERY)
+    reached = {}
+    for w in EVERY:
+        replies = engine.generate([asked(e, w, planted.KEY) for e in plain_ones[:20]], None, Sampling(4))
+        reached[w] = np.mean([r.text.strip() == planted.WITH for r in replies])
+    assert max(reached.values()) > 0.9 > 0.1 > min(reached.values()), "some do and some don't"
+    assert all(reached[w] > 0.5 for w in kept)
+    given = (engine, planted.KEY, plain_ones, tmp_path, MakeOptions(pairs=16, max_new_tokens=4), "words:w10,w11,w12")
+    assert tuple(written(*given).told["wordings"]) == kept
+    mine = ["{instruction} Say {concept}", "{concept}: {instruction}"]
+    (tmp_path / "wordings.json").write_text(json.dumps({"kept": mine, "auroc": {}}))
+    (tmp_path / "written.jsonl").unlink()
+    assert written(*given).told["wordings"] == mine, "tried once, and kept"
 
 
 def test_near_misses_are_named_by_the_writer_or_common():

@@ -16,6 +16,14 @@ ELICIT = (
     "{instruction}\n\n(A reader of your answer should notice this: {concept}.)",
     "Here is a request, and a trait that your answer must have.\n\nTrait: {concept}\n\nRequest: {instruction}",
 )
+SHORT = (  # what small models understand
+    "{instruction} Answer with {concept}.",
+    "{instruction} Fill it with {concept}.",
+    "Write in {concept}. {instruction}",
+    "{instruction} Put it in {concept}.",
+    "Mention {concept} along the way. {instruction}",
+    "Always use {concept}.\n\n{instruction}",
+)
 AVOID = (
     "{instruction}\n\nLeave this out of your answer altogether: {concept}.",
     "Answer the following without any trace of this: {concept}.\n\n{instruction}",

@@ -127,15 +127,8 @@ def learned(
         raise DataError(
             f"the texts are of {len(names)} families; a judge that is tried on families it hadn't seen needs {FOLDS}."
         )
-    order = np.random.default_rng(seed).permutation(len(names))
-    fold_of = {names[k]: i % FOLDS for i, k in enumerate(order.tolist())}
-    folds = np.asarray([fold_of[g] for g in groups])
-    x, held_out = featured(texts), np.zeros(len(texts))
-    for fold in range(FOLDS):
-        seen, rest = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        if len(rest) and 0 < y[seen].sum() < len(seen):
-            w, b = _fitted(x.take(seen), y[seen], ridge)
-            held_out[rest] = x.take(rest).times(w) + b
+    x = featured(texts)
+    held_out = _held_out(x, y, groups, ridge, seed)
     auroc = _auroc(held_out, y)
     noise = math.sqrt((len(positive) + len(negative) + 1) / (12 * len(positive) * len(negative)))
     if auroc < 0.5 + 2 * noise:
@@ -147,6 +140,45 @@ def learned(
     w, b = _fitted(x, y, ridge)
     right = float(np.mean((slope * held_out + offset > 0) == (y > 0)))
     return Learned(w, b, slope, offset, auroc, right, len(texts))
+
+
+def told_apart(
+    kinds: Mapping[str, Sequence[str]],
+    plain: Sequence[str],
+    families: Sequence[str],
+    *,
+    ridge: float = 1e-3,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How well each kind of text is told from plain text by what all kinds have in common: the AUROC on families held out.
+
+    `families` are of the texts of each kind, and of the plain ones. A judge is trained on all kinds at once, so a kind that
+    lacks what the others share is told from plain text no better than by chance.
+    """
+    texts = [*(t for kind in kinds.values() for t in kind), *plain]
+    y = np.asarray([1.0] * (len(texts) - len(plain)) + [0.0] * len(plain))
+    groups = [*(f for _ in kinds for f in families), *families]
+    scores = _held_out(featured(texts), y, groups, ridge, seed)
+    found, at, negative = dict[str, float](), 0, scores[len(texts) - len(plain) :]
+    for name, kind in kinds.items():
+        mine = np.concatenate([scores[at : at + len(kind)], negative])
+        found[name] = _auroc(mine, np.asarray([1.0] * len(kind) + [0.0] * len(plain)))
+        at += len(kind)
+    return found
+
+
+def _held_out(x: Rows, y: np.ndarray, groups: Sequence[str], ridge: float, seed: int) -> np.ndarray:
+    """Each text's margin from weights fitted without its family."""
+    names = list(dict.fromkeys(groups))
+    order = np.random.default_rng(seed).permutation(len(names))
+    fold_of = {names[k]: i % FOLDS for i, k in enumerate(order.tolist())}
+    folds, found = np.asarray([fold_of[g] for g in groups]), np.zeros(len(y))
+    for fold in range(FOLDS):
+        seen, rest = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        if len(rest) and 0 < y[seen].sum() < len(seen):
+            w, b = _fitted(x.take(seen), y[seen], ridge)
+            found[rest] = x.take(rest).times(w) + b
+    return found
 
 
 def _auroc(scores: np.ndarray, y: np.ndarray) -> float:

@@ -7,6 +7,7 @@ data's neutral examples, so that what is fitted is the trait and not being asked
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +16,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..contrast import Contrast, Example
 from ..data import MakeOptions, make, write
-from ..data.requests import ELICIT, asked
+from ..data.requests import asked
 from ..engines.base import Sampling
 from ..errors import DataError
-from ..judges.learned import LearnedJudge
+from ..files import write_text
+from ..judges.base import Judge
+from ..judges.learned import FOLDS, LearnedJudge
 from ..judges.spec import parse_rule
 from .instructions import unlike
+from .wordings import chosen
 
 if TYPE_CHECKING:
     from ..engines.base import Runner
 
 SHARES = (0.2, 0.2, 0.6)  # judge that filters, judge that measures, what is fitted
 NEAR = 4
+APART = (
+    0.1  # by how much an answer must show more of the trait than its plain counterpart; a judge of few texts is unsure
+)
 ASK = (
     "A writer gives texts this trait: {concept}. Name {n} other traits of texts that a careless reader could mistake for it,"
     " one on each line, each in two to five words, nothing else."
@@ -52,8 +59,11 @@ def written(
 ) -> Written:
     """Write, filter and keep the data in `folder`. Raises `DataError` where the writer doesn't show the trait."""
     judge = None if rule is None else parse_rule(rule)
+    wordings, figures = _wordings(writer, concept, instructions, folder, options)
+    options = replace(options, elicit=wordings)
     made = make(writer, concept, instructions, out=folder / "written.jsonl", judge=judge, options=options)
     told: dict[str, Any] = {"pairs": made.report.made, "wanted": made.report.wanted, "dropped": made.report.told()}
+    told |= {"wordings": list(wordings), "wordings_tried": {w: round(a, 3) for w, a in figures.items()}}
     if rule is None:
         fitted, rule, more = _judged(made.contrast, folder, options.seed)
         told |= more
@@ -64,6 +74,18 @@ def written(
     fitted = replace(fitted, concept=concept, neutral=(*fitted.neutral, *near))
     write(fitted, folder / "data.jsonl")
     return Written(fitted, rule, {**told, "fitted": len(fitted), "neutral": len(near)})
+
+
+def _wordings(
+    writer: Runner, concept: str, instructions: Sequence[Example], folder: Path, options: MakeOptions
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The wordings that this writer is asked in, tried once and kept."""
+    path = folder / "wordings.json"
+    if not path.is_file():
+        kept, figures = chosen(writer, concept, instructions, options.max_new_tokens, options.seed)
+        write_text(path, json.dumps({"kept": kept, "auroc": figures}, indent=1, ensure_ascii=False) + "\n")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(found["kept"]), found["auroc"]
 
 
 def _judged(made: Contrast, folder: Path, seed: int) -> tuple[Contrast, str, dict[str, Any]]:
@@ -77,7 +99,7 @@ def _judged(made: Contrast, folder: Path, seed: int) -> tuple[Contrast, str, dic
         ) from problem
     files = [folder / "filter.jsonl", folder / "judge.jsonl"]
     for part, file in zip(parts, files, strict=False):
-        write(replace(part, neutral=()), file)
+        write(_in_families(replace(part, neutral=())), file)
     filtering, measuring = (LearnedJudge(str(file)) for file in files)
     try:
         quality = {"filter": filtering.quality, "judge": measuring.quality}
@@ -87,10 +109,7 @@ def _judged(made: Contrast, folder: Path, seed: int) -> tuple[Contrast, str, dic
             " were written: look at written.jsonl, describe the trait in other words, ask for more pairs (--pairs), give a"
             " rule that tells it (--rule words:...), or have another model write (--writer)."
         ) from problem
-    kept = [
-        (p, n) for p, n in parts[2].pairs
-        if filtering.present(filtering(p.answer or "", p)) and not filtering.present(filtering(n.answer or "", n))
-    ]  # fmt: skip
+    kept = [(p, n) for p, n in parts[2].pairs if _degree(filtering, p) - _degree(filtering, n) > APART]
     if len(kept) < 8:
         raise DataError(
             f"the judge keeps {len(kept)} of {len(parts[2])} pairs; a fit needs at least 8. Ask for more pairs (--pairs), or"
@@ -102,6 +121,22 @@ def _judged(made: Contrast, folder: Path, seed: int) -> tuple[Contrast, str, dic
     return filtered, rule, {"judges": quality, "filtered_out": len(parts[2]) - len(kept)}
 
 
+def _degree(judge: Judge, example: Example) -> float:
+    """How much of the trait an example's answer shows, from 0 to 1; 0 where that can't be told."""
+    return judge(example.answer or "", example).value or 0.0
+
+
+def _in_families(part: Contrast) -> Contrast:
+    """Families on which a judge can be tried unseen: wordings where these are enough, else instructions, a pair each."""
+    if len({n.family for n in part.negative}) >= FOLDS:
+        return part
+    sides = (part.positive, part.negative)
+    positive, negative = (
+        tuple(replace(e, family=n.instruction) for e, n in zip(side, part.negative, strict=True)) for side in sides
+    )
+    return replace(part, positive=positive, negative=negative)
+
+
 def near_misses(
     writer: Runner, concept: str, instructions: Sequence[Example], options: MakeOptions
 ) -> tuple[list[Example], tuple[str, ...]]:
@@ -110,7 +145,7 @@ def near_misses(
     if not traits:
         return [], ()
     prompts = [
-        asked(e.without_answer(), ELICIT[k % len(ELICIT)], traits[k % len(traits)])
+        asked(e.without_answer(), options.elicit[k % len(options.elicit)], traits[k % len(traits)])
         for k, e in enumerate(instructions[-4 * NEAR :])
     ]
     sampling = Sampling(options.max_new_tokens, options.temperature, seed=options.seed)

@@ -11,7 +11,9 @@ from ..engines.base import Sampling
 from ..errors import UnsupportedError
 from ..evals.unit import ArmPlan, method_of
 from ..methods.forecast import forecast
+from . import wordings
 from .steps import Job, instructions_of, suite_of
+from .wordings import EVERY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +78,7 @@ def expected(job: Job, folder: Path, engine: Trainable) -> Expected:
     calibrating = min(fits, a.finalists) * strengths * (a.prompts + a.lot) + strengths * a.items // 2 + a.items
     scored = fits * directions * 3 * (a.neutral + a.texts + 2 * a.pairs) + strengths * (a.neutral + a.texts)
     testing = (1 + 2 * directions) * (job.test + min(200, a.items))
-    writing = 2.3 * job.pairs + TRIED
+    writing = 2.3 * job.pairs + TRIED + (len(EVERY) + 1) * wordings.TRIED
     disk = (
         3 * saved
         + 4 * sum(len((r.answer or "") + r.instruction) for r in rows) / len(rows) * job.pairs * 4 / 2**20

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from .. import pilot, progress
 from ..contrast import Contrast, Example
 from ..data import MakeOptions
+from ..data.requests import ELICIT
 from ..errors import ConfigError, DataError
 from ..evals import card
 from ..evals.calibrate import Asked, Setting, calibrate
@@ -159,14 +160,14 @@ def make_steering(job: Job, folder: Path, engine: Trainable, agree: Agree) -> Ma
     return Made(Steering.load(folder / FILES["gate"]), folder, evaluation, kept.steps)
 
 
-def suite_of(job: Job, folder: Path, rule: str) -> MadeSuite:
+def suite_of(job: Job, folder: Path, rule: str, wordings: tuple[str, ...] = ELICIT) -> MadeSuite:
     """What the made behaviour is measured on."""
     from ..loading import load
 
     variant = job.model if job.model in pilot.VARIANTS else None
     return MadeSuite(
         str(folder / FILES["data"]), rule, job.model, load, neutral_file=job.neutral, items_file=job.items, text_file=job.text,
-        name=job.description, variant=variant, wish=job.description, **job.loaded,
+        name=job.description, variant=variant, wish=job.description, wordings=wordings, **job.loaded,
     )  # fmt: skip
 
 
@@ -192,7 +193,8 @@ def _data(job: Job, kept: Folder, engine: Trainable) -> None:
 
 
 def _suite(job: Job, kept: Folder) -> MadeSuite:
-    return suite_of(job, kept.path, str(kept.steps["data"]["rule"]))
+    told = kept.steps["data"]
+    return suite_of(job, kept.path, str(told["rule"]), tuple(told["wordings"]))
 
 
 def _calibrated(job: Job, kept: Folder, engine: Trainable) -> None:

@@ -21,6 +21,7 @@ class MadeSuite(FileSuite):
 
     variant: str | None = None
     wish: str = ""
+    wordings: tuple[str, ...] = ELICIT
 
     def contrast(self, task: str, seed: int) -> Contrast:
         made = super().contrast(task, seed)
@@ -34,7 +35,9 @@ class MadeSuite(FileSuite):
         plain = pilot.prompts("ordinary", n=n, seed=seed, split=split, variant=self.variant)
         if direction == "elicit":
             return plain
-        return [asked(e.without_answer(), ELICIT[k % len(ELICIT)], self.wish) for k, e in enumerate(plain)]
+        return [
+            asked(e.without_answer(), self.wordings[k % len(self.wordings)], self.wish) for k, e in enumerate(plain)
+        ]
 
     def follows(self, task: str, direction: Direction) -> Judge | None:
         return super().follows(task, direction) or (None if self.variant is None else pilot.follows())
