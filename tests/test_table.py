@@ -199,6 +199,18 @@ def test_memory_is_what_the_block_added():
     assert "added_mib" not in Meter().__enter__().figures()
 
 
+def test_the_memory_of_a_fit_is_not_that_of_what_started_it():
+    """A process that a large one starts begins with the large one's peak in `getrusage`."""
+    child = (
+        "import torch\nfrom steerlab.meter import Meter\n"
+        "with Meter(apart=True) as meter:\n    held = torch.ones(50, 2**18)\nprint(meter.figures().get('added_mib', 50))"
+    )
+    large = torch.ones(1200, 2**18)  # 1.2 GiB
+    found = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    assert float(found.stdout) == pytest.approx(50, abs=8)
+    assert float(large[0, 0]) == 1.0
+
+
 def test_a_sweep_serves_a_clamp_one_sided(tmp_path):
     """The one-sided arm shares the fit of the other, and measures another steering."""
     from test_evals import PlantedSuite
