@@ -24,7 +24,7 @@ from ..errors import DataError
 from ..positions import Positions
 from ..sites import Site
 from .bundles import Bundle, bundles
-from .fused import Objective, fused
+from .fused import Objective, chunk, fused
 from .keep import Keep
 
 if TYPE_CHECKING:
@@ -80,6 +80,16 @@ class Said:
         """Log-probabilities of some tokens, in float32."""
         scores = self.scores(here)
         return scores if self.normal else torch.log_softmax(scores, dim=-1)
+
+    def all_log_probs(self) -> Float[Tensor, "n v"]:
+        """Log-probabilities of all tokens, a few at a time, so that little beside them is in memory."""
+        if self.head is None:
+            return self.log_probs()
+        many, size = len(self.tokens), chunk(self.head)
+        whole = torch.empty(many, self.head.vocabulary, device=self.hidden[:0].device)
+        for at in range(0, many, size):
+            whole[at : at + size] = self.log_probs(slice(at, at + size))
+        return whole
 
     def part(self, start: int, stop: int) -> Said:
         """Those of some of the examples, counted anew."""
@@ -195,7 +205,7 @@ class Frozen:
                 run = self.engine.resume(batch, sites=self._pooled_sites, hidden=head is not None, logits=head is None)
                 self._pooling(chosen, bundle, run.at)
                 said = self._said(run, bundle)
-                whole = said.log_probs() if self._whole else said.hidden[:]
+                whole = said.all_log_probs() if self._whole else said.hidden[:]
             given = {
                 f"{kind} {self._named(e)}": t for e, t in zip(chosen, whole.split(said.lengths.tolist()), strict=True)
             }
