@@ -144,8 +144,17 @@ def test_behind_a_gate_it_leaves_unlike_prompts_alone(files, tmp_path):
     neutral = tmp_path / "unlike.jsonl"
     rows = [Example.ask(" ".join([f"w{70 + k % 4}"] * (3 + k % 9) + [f"w{60 + k}"]), "w20 w21 w22") for k in range(24)]
     neutral.write_text("".join(json.dumps(e.to_json()) + "\n" for e in rows))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(" ".join(f"w{40 + (k * n) % 30}" for n in range(9)) for k in range(24)))
+    asked = replace(job(files).asked, budget=Budget(lost=0.9, kl=0.9, perplexity=0.4), texts=8)
     made = make_steering(
-        job({**files, "neutral": str(neutral)}, gate="yes"), tmp_path / "made", planted.engine(), agreed
+        job({**files, "neutral": str(neutral)}, gate="yes", text=str(text), asked=asked),
+        tmp_path / "made",
+        planted.engine(),
+        agreed,
+    )
+    assert all(i.control.ahead for i in made.steering.interventions), (
+        "a text has no prompt to decide by: it isn't measured"
     )
     assert all(isinstance(i.control, Gate) for i in made.steering.interventions)
     assert made.steps["gate"]["gate"].startswith("it ") and "useful directions" in made.steps["gate"]["gate"]

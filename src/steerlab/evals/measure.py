@@ -163,7 +163,7 @@ class CostMeter:
             for plain, scores in zip(self._logits, self._engine.logits(self._neutral, steering), strict=True):
                 apart = float(kl(plain, scores).mean())
                 costs.kl.append(apart if math.isfinite(apart) else None)
-            if self._texts and steering.prompt is None:  # a text has no conversation to put a prompt into
+            if self._texts and steering.prompt is None and not steering.ahead:  # a text has no prompt, nor room for one
                 scored = self._engine.text_logprobs(self._texts, steering)
                 costs.perplexity.extend(
                     math.exp(min(-float(lp.mean()) - base, 50.0)) for lp, base in zip(scored, self._nll, strict=True)

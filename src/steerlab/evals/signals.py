@@ -95,9 +95,12 @@ class Signals:
         return np.asarray([v if math.isfinite(v) else math.inf for v in found])
 
     def perplexity(self, steering: Steering, share: float = 1.0) -> Array:
-        """Each text's perplexity over the unsteered one, less 1; none for a prompt, which a text has no place for."""
+        """Each text's perplexity over the unsteered one, less 1.
+
+        None where a bare text lacks what the steering needs: a place for its prompt, or a prompt that its gate decides by.
+        """
         n = _part(len(self.texts), share)
-        if not n or steering.prompt is not None:
+        if not n or steering.prompt is not None or steering.ahead:
             return np.zeros(0)
         self.ledger.rows += n
         scored = self._engine.text_logprobs(self.texts[:n], steering)
