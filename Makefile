@@ -101,8 +101,10 @@ sweep-proof: setup  ## a sweep killed ten times, and one on Ray, end as an undis
 soak: setup  ## the server under 64 mixed streams for five minutes, every answer compared with its solo run
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
-hostile: setup  ## five hundred hostile requests of each kind against the server
-	@STEERLAB_HOSTILE=500 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_serve_hostile.py
+test-hostile: setup  ## 520 hostile requests on real sockets, hypothesis and schemathesis against the server (minutes)
+	@tools/hostile $(VENV)-hostile
+	@STEERLAB_HOSTILE=500 STEERLAB_SCHEMATHESIS=$(abspath $(VENV)-hostile)/bin/schemathesis OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/test_serve_hostile.py tests/test_hostile.py
 
 bench-calibrate: setup  ## a calibrated range against a full grid, and whether it holds on test (an hour; resumable)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibrate.py --saved

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from ..contrast import Message
 from ..engines.base import Sampling
 from ..engines.hf_serving import Ask, Prompts
-from ..errors import ArtefactError, SteerlabError
+from ..errors import ArtefactError, ConfigError, SteerlabError
 from ..steering import Steering
 from .keys import Buckets, Keys
 from .metrics import Metrics
@@ -32,9 +32,17 @@ UPLOADS = 2  # at a time
 
 
 class Service:
-    """Built on an engine; `start` before the first request, `stop` after the last."""
+    """Built on an engine; `start` before the first request, `stop` after the last.
+
+    Raises `ConfigError` where every origin's pages may call and nobody needs a key.
+    """
 
     def __init__(self, engine: HFEngine, settings: Settings, keys: Keys) -> None:
+        if "*" in settings.cors and not keys.keys:
+            raise ConfigError(
+                "all origins may call (cors '*') and there are no keys, so any page that is open on this machine could use,"
+                " upload and remove; name the origins, or give --keys FILE."
+            )
         self.engine, self.settings, self.keys = engine, settings, keys
         self.model, self.began = engine.name, int(time.time())
         self.metrics, self.prompts = Metrics(), Prompts(engine)
