@@ -23,6 +23,7 @@ from .resolve import split
 from .scheduler import Done, Event, Failed, Job, Scheduler
 from .settings import Settings
 from .store import Entry, Store, check_name
+from .talk import Form
 
 if TYPE_CHECKING:
     from ..engines.hf import HFEngine
@@ -46,8 +47,9 @@ class Service:
         self.engine, self.settings, self.keys = engine, settings, keys
         self.model, self.began = engine.name, int(time.time())
         self.metrics, self.prompts = Metrics(), Prompts(engine)
+        self.form = Form.of(self.prompts.template)
         self.scheduler = Scheduler(engine, settings, self.metrics)
-        self.store = Store(settings.store, settings.stored)
+        self.store = Store(settings.store, settings.stored, shared=settings.shared, accept=self._accept)
         self.buckets, self.uploads = Buckets(settings.rate), asyncio.Semaphore(UPLOADS)
         self.draining = False
         self._brought: list[tuple[Path, Entry]] = []
@@ -133,6 +135,13 @@ class Service:
         for site in entry.steering.sites:
             self.metrics.readout.forget(entry.name, str(site))
         return entry
+
+    def _accept(self, steering: Steering) -> None:
+        """Hold a steering that another server took in against the model. Raises a `SteerlabError`."""
+        if self.scheduler.alive:
+            self.scheduler.call(lambda: self.engine.accept(steering)).result(timeout=60)
+        else:
+            self.engine.accept(steering)
 
     async def _tried(self, steering: Steering) -> None:
         """A reply of two tokens at full strength, so that what can't run is told to who brings it."""

@@ -35,6 +35,7 @@ class Settings:
     cors: tuple[str, ...] = ()  # origins whose pages may call
     monitors: tuple[str, ...] = ()  # steerings that are read on every request, for /metrics
     log_prompts: bool = False
+    shared: bool = False  # other servers keep steerings in the same folder
     strict: bool = False  # strengths beyond a calibrated range, and steerings without one, are refused
 
     def __post_init__(self) -> None:
