@@ -17,6 +17,10 @@ import pytest
 
 import steerlab as sl
 from serving import Here, shift, solo
+from steerlab.errors import ConfigError
+from steerlab.serve.keys import Keys
+from steerlab.serve.replicas import Plan, serve_replicas
+from steerlab.serve.settings import Settings
 from steerlab.testing import tiny
 
 ASKED = "Describe a kitchen."
@@ -100,6 +104,18 @@ def test_what_somebody_puts_there_by_hand_is_held_against_the_model(pair, tmp_pa
     assert told.status_code == 409
     assert "fitted on tiny gpt2" in told.json()["error"]["message"]
     assert names(one) == []
+
+
+def test_replicas_need_ray_serve_keys_and_sense(tmp_path, monkeypatch):
+    settings = Settings(store=tmp_path)
+    with pytest.raises(ConfigError, match="expected at least 1, and no more than the most"):
+        Plan("pilot", settings, Keys(), replicas=3, most=2)
+    plan = Plan("pilot", settings, Keys(), replicas=2)
+    with pytest.raises(ConfigError, match="there are no keys"):
+        serve_replicas(plan, "0.0.0.0", 8000, address=None, told=print)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'steerlab\[ray,serve\]'"):
+        serve_replicas(plan, "127.0.0.1", 8000, address=None, told=print)
 
 
 # --- Ray Serve -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 import steerlab as sl
 from steerlab import cli, exports, plugins
 from steerlab.engines import hf_generate, hf_hooks, hf_sites
-from steerlab.exports import linear
+from steerlab.exports import _gguf, linear
 from steerlab.testing import tiny
 from steerlab.verify import verify
 from steerlab.verify.base import Options
@@ -360,7 +360,7 @@ def test_llama_cpp_gives_the_hooks_logits(real, draw):
 @pytest.mark.parametrize("fault", ["one layer late", "sign", "half", "dropped", "wrong dtype"])
 def test_llama_cpp_shows_a_wrong_file(fault, monkeypatch, draw, prompts):
     options = llamacpp()
-    written = exports._gguf.write
+    written = _gguf.write
 
     changes = {
         "sign": lambda t: -t,
@@ -374,7 +374,7 @@ def test_llama_cpp_shows_a_wrong_file(fault, monkeypatch, draw, prompts):
         given = late if fault == "one layer late" else {n: changes[fault](t) for n, t in tensors.items()}
         written(path, given, metadata, kind)
 
-    monkeypatch.setattr(exports._gguf, "write", wrong)
+    monkeypatch.setattr(_gguf, "write", wrong)
     (receipt,) = verify(tiny.engine(), shift(draw), ["gguf"], prompts=prompts, options=options)
     assert failed(receipt) >= {"reference", "logits"}
 
