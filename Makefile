@@ -35,6 +35,10 @@ test-lm-eval: setup  ## lm-evaluation-harness: the model type steerlab, and expo
 	@OMP_NUM_THREADS=1 STEERLAB_LMEVAL=$(abspath $(VENV)-lmeval)/bin/python $(BIN)/python -m pytest tests/test_exports.py -k harness
 	@OMP_NUM_THREADS=1 $(abspath $(VENV)-lmeval)/bin/python -m pytest -p no:warnings tests/test_harness.py
 
+test-ray:  ## two replicas on Ray Serve: steerings and replicas replaced under load, no failed request (minutes, 2 GB)
+	@PYTHON=$(or $(PYTHON),python3) tools/setup $(VENV)-ray test,ray
+	@STEERLAB_RAY=1 OMP_NUM_THREADS=1 $(VENV)-ray/bin/python -m pytest tests/test_serve_replicas.py
+
 mutants: setup  ## break things on purpose and see that the laws catch each
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 
@@ -101,8 +105,16 @@ sweep-proof: setup  ## a sweep killed ten times, and one on Ray, end as an undis
 soak: setup  ## the server under 64 mixed streams for five minutes, every answer compared with its solo run
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
-hostile: setup  ## five hundred hostile requests of each kind against the server
-	@STEERLAB_HOSTILE=500 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_serve_hostile.py
+test-hostile: setup  ## 520 hostile requests on real sockets, hypothesis and schemathesis against the server (minutes)
+	@tools/hostile $(VENV)-hostile
+	@STEERLAB_HOSTILE=500 STEERLAB_SCHEMATHESIS=$(abspath $(VENV)-hostile)/bin/schemathesis OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/test_serve_hostile.py tests/test_hostile.py
+
+bench-serving: setup  ## what hooks cost, the published steering call against ours, first tokens of mixed streams (minutes)
+	@$(BIN)/python benchmarks/bench_serving.py
+
+sizing: setup  ## memory of a thousand steerings, tokens a second of one server (minutes)
+	@$(BIN)/python benchmarks/sizing.py
 
 bench-calibrate: setup  ## a calibrated range against a full grid, and whether it holds on test (an hour; resumable)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibrate.py --saved

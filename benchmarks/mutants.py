@@ -55,6 +55,16 @@ MUTANTS = (
     Mutant("a fused derivative is off by a factor", "methods/fused.py", "gradient = a.sub_(mine[:, None]).mul_(p.p).mul_(0.5)", "gradient = a.sub_(mine[:, None]).mul_(p.p)", "test_trained.py"),
     Mutant("sorted examples come back in another order", "methods/frozen.py", "position = torch.tensor(order).argsort()", "position = torch.tensor(order)", "test_trained.py"),
     Mutant("rows of one fit get the edit of another", "methods/trained.py", "begins = [0, *ends[:-1]]", "begins = [0] * len(ends)", "test_trained.py"),
+    Mutant("the server forgets the steering", "serve/completions.py", "ask = Ask(prompt, resolved.steering,", "ask = Ask(prompt, None,", "tests/test_serve.py"),
+    Mutant("the server drops the strength", "serve/resolve.py", "entry.steering.scaled(term.strength)", "entry.steering.scaled(1.0)", "tests/test_serve.py"),
+    Mutant("the server turns the sign round", "serve/resolve.py", "entry.steering.scaled(term.strength)", "entry.steering.scaled(-term.strength)", "tests/test_serve.py"),
+    Mutant("the server drops a request's positions", "serve/resolve.py", "placed = _moved(steering, term.positions)", "placed = steering", "tests/test_serve.py"),
+    Mutant("the server takes steerings of any model", "serve/service.py", "call(lambda: self.engine.accept(entry.steering))", "call(lambda: None)", "tests/test_serve.py"),
+    Mutant("replies to one request share a seed", "serve/completions.py", "seed + k,", "seed,", "tests/test_serve.py"),
+    Mutant("caches are joined padded on the wrong side", "engines/hf_generate.py", "torch.cat([t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :])), t], dim)", "torch.cat([t, t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :]))], dim)", "tests/test_continuous.py"),
+    Mutant("a part that goes unsteered is steered", "engines/hf_generate.py", "row.resting = inside(", "row.resting = False and inside(", "tests/test_serve_tools.py"),
+    Mutant("a tool that wasn't offered is called", "serve/talk.py", "or name not in offered", "or False", "tests/test_serve_tools.py"),
+    Mutant("a removed steering of another server is served", "serve/store.py", "        if stamp is None:\n            if name in self._entries:\n                self._forget(name)", "        if stamp is None:\n            pass", "tests/test_serve_replicas.py"),
 )  # fmt: skip
 
 
@@ -86,9 +96,11 @@ def catches(mutant: Mutant) -> str:
                 f"{mutant.name}: the line to break is no longer in {mutant.file}; bring the mutant up to date."
             )
         file.write_text(text.replace(mutant.old, mutant.new))
+        outside = mutant.tests.startswith("tests/")
+        laws = SOURCE.parent / mutant.tests if outside else copy / "steerlab" / "testing" / mutant.tests
         command = [
             sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull,
-            "--tb=no", str(copy / "steerlab" / "testing" / mutant.tests),
+            "--tb=no", str(laws),
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         found = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from steerlab.engines.base import Sampling
 from steerlab.positions import NOT_TEMPLATE
 from steerlab.serve.app import app_of
 from steerlab.serve.keys import Keys
+from steerlab.serve.run import _server
 from steerlab.serve.service import Service
 from steerlab.serve.settings import Settings
 from steerlab.sites import Site
@@ -89,6 +91,32 @@ def pieces(text: str) -> list[str]:
     """The data of server-sent events."""
     assert text.endswith("data: [DONE]\n\n"), text[-200:]
     return [line.removeprefix("data: ") for line in text.split("\n\n") if line.startswith("data: {")]
+
+
+class Listening:
+    """A server in a thread of this process that listens on a socket, as `steerlab serve` does in a process of its own."""
+
+    def __init__(self, engine, folder: Path, keys: Keys | None = None, **settings) -> None:
+        self.service = Service(engine, Settings(store=folder, **settings), keys or Keys())
+        self._up = threading.Event()
+        self._server = _server(self.service, "127.0.0.1", 0, self._heard)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self.address = ""
+
+    def _heard(self, address: str) -> None:
+        self.address = address
+        self._up.set()
+
+    def __enter__(self) -> Listening:
+        self.service.start()
+        self._thread.start()
+        assert self._up.wait(60), "the server didn't come up"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(60)
+        self.service.stop()
 
 
 class Process:

@@ -163,8 +163,16 @@ def test_at_strength_0_log_probabilities_are_bit_equal_to_the_harness_own_model(
         assert same == accuracy
 
 
+@pytest.fixture(scope="module")
+def rounding(harness, made, task):
+    """How far the bare model's own items move between batch sizes: kernels round by the shape of a batch."""
+    told = [items_of(harness, task, made(pretrained="pilot", device="cpu", batch_size=size))[0] for size in BATCHES]
+    flat = [[x for item in one for x in item] for one in told]
+    return max(abs(a - b) for one in flat for a, b in zip(one, flat[0], strict=True))
+
+
 @pytest.mark.parametrize("name", ["all", "generated", "last", "usual"])
-def test_no_items_log_probabilities_depend_on_batch_or_padding(name, harness, made, task, files, capsys):
+def test_no_items_log_probabilities_depend_on_batch_or_padding(name, harness, made, task, files, rounding, capsys):
     told = {}
     for size in BATCHES:
         model = made(pretrained="pilot", steering=str(files / f"{name}.safetensors"), device="cpu", batch_size=size)
@@ -177,8 +185,8 @@ def test_no_items_log_probabilities_depend_on_batch_or_padding(name, harness, ma
     flat = {k: [x for item in v for x in item] for k, v in told.items()}
     worst = max(abs(a - b) for v in flat.values() for a, b in zip(v, flat[1], strict=True))
     with capsys.disabled():
-        print(f"\n{name}: at most {worst:.2e} over batch sizes {BATCHES} and without the cache")
-    assert worst <= 1e-5
+        print(f"\n{name}: at most {worst:.2e} over batch sizes {BATCHES} and without the cache; bare {rounding:.2e}")
+    assert worst <= max(1e-5, min(3 * rounding, 1e-4))  # as receipts have it (steerlab.verify)
     assert max(abs(a - b) for a, b in zip(flat[1], [x for item in bare for x in item], strict=True)) > 0.05
 
 

@@ -280,7 +280,10 @@ def test_spans_go_unsteered(server, engine, steerings):
         ({"readouts": ["nothing"]}, 404, ["'nothing'"]),
         ({"unsteered": ["thinkin"]}, 400, ["Did you mean 'thinking'?"]),
         ({"steering": ["formal"] * 17}, 400, ["at most 16"]),
-        ({"tools": [{"type": "function"}]}, 400, ["tools isn't built here"]),
+        ({"tools": [{"type": "function"}]}, 400, ["tools.0.function"]),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, ["tools aren't built for this model"]),
+        ({"tool_choice": "required"}, 400, ["tool_choice isn't built here"]),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, 400, ["no switch for thinking"]),
         ({"response_format": {"type": "json_object"}}, 400, ["response_format isn't built here"]),
         ({"frequency_penalty": 0.5}, 400, ["frequency_penalty isn't built here"]),
         ({"temperature": 3}, 400, ["temperature"]),
@@ -289,7 +292,19 @@ def test_spans_go_unsteered(server, engine, steerings):
         ({"top_logprobs": 2}, 400, ["needs logprobs"]),
         ({"stop": ""}, 400, ["stop"]),
         ({"messages": []}, 400, ["messages"]),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, ["role"]),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, ["tool_call_id"]),
+        ({"messages": [{"role": "root", "content": "x"}]}, 400, ["role"]),
+        ({"messages": [{"role": "user"}]}, 400, ["needs a content"]),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "x", "tool_calls": []},
+                    {"role": "tool", "content": "x", "tool_call_id": "1"},
+                ]
+            },
+            400,
+            ["tools aren't built for this model"],
+        ),
         ({"messages": [{"role": "user", "content": "w1 " * 200}]}, 400, ["context holds 128"]),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, ["ends with the assistant"]),
     ],

@@ -141,3 +141,14 @@ def test_the_document_names_every_tensor(tmp_path):
     text = json.dumps(document)
     assert tensors
     assert all(name in text for name in tensors)
+
+
+def test_what_is_written_over_a_file_or_cut_off_it_reaches_nobody_who_has_read_it(tmp_path):
+    path = tmp_path / "x.safetensors"
+    q = torch.linalg.qr(torch.randn(4096, 8, generator=torch.Generator().manual_seed(1))).Q.T.contiguous()
+    sl.Steering((sl.Intervention(sl.Site(0), sl.Clamp(q, torch.ones(8), -torch.ones(8))),)).save(path)
+    loaded = sl.Steering.load(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.truncate(100)
+    assert torch.equal(loaded.interventions[0].edit.q, q)

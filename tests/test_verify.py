@@ -13,7 +13,7 @@ import torch
 import steerlab as sl
 from steerlab import cli, exports, plugins
 from steerlab.engines import hf_generate, hf_hooks, hf_sites
-from steerlab.exports import linear
+from steerlab.exports import _gguf, linear
 from steerlab.testing import tiny
 from steerlab.verify import verify
 from steerlab.verify.base import Options
@@ -222,17 +222,50 @@ def test_another_model_is_caught(draw, prompts):
     assert "fitted on" in receipt.refused
 
 
-@pytest.mark.parametrize("fault", ["sign", "dropped", "next block"])
+@pytest.mark.parametrize("fault", ["sign", "dropped", "half", "wrong dtype", "next block"])
 def test_faults_in_the_checkpoint_are_caught(fault, monkeypatch, draw, prompts):
     found = linear.Change.bias.fget
     if fault == "next block":
         module = linear._module
         monkeypatch.setattr(linear, "_module", lambda one, e: module(one._replace(site=sl.Site(one.site.layer + 1)), e))
     else:
-        sign = {"sign": -1, "dropped": 0}[fault]
-        monkeypatch.setattr(linear.Change, "bias", property(lambda self: sign * found(self)))
+        wrong = {
+            "sign": lambda bias: -bias,
+            "dropped": lambda bias: 0 * bias,
+            "half": lambda bias: bias / 2,
+            "wrong dtype": lambda bias: bias.bfloat16().to(bias.dtype),
+        }[fault]
+        monkeypatch.setattr(linear.Change, "bias", property(lambda self: wrong(found(self))))
     (receipt,) = verify(tiny.engine(), shift(draw), ["baked"], prompts=prompts)
     assert "reference" in failed(receipt)
+
+
+def test_a_checkpoint_of_other_weights_is_caught(monkeypatch, draw, prompts):
+    """Somebody's fine-tuned weights under the steering that belongs to the model before."""
+    load = sl.HFEngine.load.__func__
+
+    def other(cls, *given, **named):
+        loaded = load(cls, *given, **named)
+        with torch.no_grad():
+            next(p for n, p in loaded.model.named_parameters() if "layers.0" in n and p.ndim == 2).mul_(1.01)
+        return loaded
+
+    monkeypatch.setattr(sl.HFEngine, "load", classmethod(other))
+    (receipt,) = verify(tiny.engine(), shift(draw), ["baked"], prompts=prompts)
+    assert "reference" in failed(receipt)
+
+
+def test_a_checkpoint_with_another_template_is_caught(monkeypatch, draw, prompts):
+    load = sl.HFEngine.load.__func__
+
+    def other(cls, *given, **named):
+        loaded = load(cls, *given, **named)
+        loaded.tokenizer.chat_template = str(loaded.tokenizer.chat_template) + " "
+        return loaded
+
+    monkeypatch.setattr(sl.HFEngine, "load", classmethod(other))
+    (receipt,) = verify(tiny.engine(), shift(draw), ["baked"], prompts=prompts)
+    assert "template" in failed(receipt)
 
 
 # --- the command, and llama.cpp --------------------------------------------------------------------------------------
@@ -324,16 +357,24 @@ def test_llama_cpp_gives_the_hooks_logits(real, draw):
     assert {c.name for c in receipt.checks} >= {"reference", "logits", "neighbours", "cache", "mixed", "off"}
 
 
-@pytest.mark.parametrize("fault", ["one layer late", "sign"])
+@pytest.mark.parametrize("fault", ["one layer late", "sign", "half", "dropped", "wrong dtype"])
 def test_llama_cpp_shows_a_wrong_file(fault, monkeypatch, draw, prompts):
     options = llamacpp()
-    written = exports._gguf.write
+    written = _gguf.write
+
+    changes = {
+        "sign": lambda t: -t,
+        "half": lambda t: t / 2,
+        "dropped": lambda t: 0 * t,
+        "wrong dtype": lambda t: torch.as_tensor(t).bfloat16().float(),
+    }
 
     def wrong(path, tensors, metadata, kind):
         late = {f"direction.{int(n.split('.')[1]) + 1}": t for n, t in tensors.items()}
-        written(path, late if fault == "one layer late" else {n: -t for n, t in tensors.items()}, metadata, kind)
+        given = late if fault == "one layer late" else {n: changes[fault](t) for n, t in tensors.items()}
+        written(path, given, metadata, kind)
 
-    monkeypatch.setattr(exports._gguf, "write", wrong)
+    monkeypatch.setattr(_gguf, "write", wrong)
     (receipt,) = verify(tiny.engine(), shift(draw), ["gguf"], prompts=prompts, options=options)
     assert failed(receipt) >= {"reference", "logits"}
 

@@ -148,7 +148,8 @@ def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise ArtefactError(
                     f"{path} has a header of {len(text)} characters; at most {GREATEST_HEADER} are read."
                 )
-            tensors = {name: file.get_tensor(name) for name in names}
+            # copied out of the mapped file: what is written over it, or cut off, must reach nobody who has read it
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError, UnicodeDecodeError) as problem:
         raise ArtefactError(
             f"{path} ({path.stat().st_size} bytes) is not a readable safetensors file: {problem}."

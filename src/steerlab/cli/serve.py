@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,12 @@ def serve(
     monitor: Annotated[list[str] | None, typer.Option(help="Steering whose axis is read on every request, for /metrics.")] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse strengths beyond a steering's calibrated range, and steerings without one.")] = False,
+    shared: Annotated[bool, typer.Option("--shared", help="Other servers keep steerings in the same folder.")] = False,
+    replicas: Annotated[int, typer.Option(min=0, help="Servers behind one address, on Ray Serve, each with an engine of its own; 0: this process alone.")] = 0,
+    most_replicas: Annotated[int | None, typer.Option(min=1, help="Replicas at busy times.")] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="Processors for each replica.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs for each replica.")] = 0.0,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to deploy on; what is deployed there is replaced a replica at a time. Without: one is started here.")] = None,
     config: Config = None,
 ) -> None:  # fmt: skip
     """Serve a model over HTTP as OpenAI's interface has it, with a steering for each request."""
@@ -58,9 +65,19 @@ def serve(
         store=store, rows=batch_size, waiting=waiting, prefill=prefill, most_tokens=most_tokens,
         default_tokens=min(256, most_tokens), body=body, upload=upload, stored=stored, rate=rate, timeout=timeout,
         patience=patience, drain=drain, cors=tuple(cors or ()), monitors=tuple(monitor or ()), log_prompts=log_prompts,
-        strict=strict,
+        strict=strict, shared=shared,
     )  # fmt: skip
     known = Keys.read(keys, os.environ.get(KEY))
+    if replicas:
+        from ..serve.replicas import Plan, serve_replicas
+
+        plan = Plan(
+            model, replace(settings, store=store.resolve(), shared=True), known, tuple(path.resolve() for path in steering or ()),
+            revision, dtype, device, template, replicas, most_replicas, cpus, gpus,
+        )  # fmt: skip
+        say(f"deploying {replicas} replicas of {model}")
+        serve_replicas(plan, host, port, address=ray_address, told=lambda address: say(f"serving {model} on {address}"))
+        return
     say(f"loading {model}")
     engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
     service = Service(engine, settings, known)

@@ -52,6 +52,7 @@ class Row:
     readouts: tuple[Readout, ...] = ()
     unsteered: tuple[Span, ...] = ()
     opened: str = ""  # a span's beginning that the prompt ends with
+    markers: tuple[str, ...] = ()  # special tokens that stay in the text
     ids: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list[list[tuple[int, float]]])
@@ -262,7 +263,7 @@ class Decoder:
             row.finish = "stop"  # the token is taken off again by whoever reads the row: it is no part of the reply
             return
         if row.sampling.stop:
-            row.text = self._renderer.text(row.ids)
+            row.text = self._renderer.text(row.ids, keep=row.markers)
             cuts = [at for s in row.sampling.stop if (at := row.text.find(s)) >= 0]
             if cuts:
                 row.text, row.finish = row.text[: min(cuts)], "stop"
@@ -275,7 +276,9 @@ def reply(row: Row, renderer: Renderer) -> Reply:
     """What a row has said, without its end token."""
     ended = bool(row.ids) and row.ids[-1] in renderer.ends
     ids = tuple(row.ids[:-1] if ended else row.ids)
-    text = row.text if row.finish == "stop" and row.sampling.stop and not ended else renderer.text(ids)
+    text = (
+        row.text if row.finish == "stop" and row.sampling.stop and not ended else renderer.text(ids, keep=row.markers)
+    )
     return Reply(text, ids, row.finish or "length", len(row.prompt.ids), tuple(row.logprobs))
 
 

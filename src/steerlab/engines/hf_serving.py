@@ -24,7 +24,7 @@ from .base import Piece, Reply, Sampling
 from .hf_generate import Decoder, Row, piece, reply
 from .hf_hooks import Tally
 from .readout import Readout
-from .render import Rendered, Renderer
+from .render import NOTHING, Extras, Rendered, Renderer, Turn
 from .spans import Span
 
 if TYPE_CHECKING:
@@ -41,12 +41,32 @@ class Prompts:
         self._renderer = Renderer(own, engine.renderer.template, engine.renderer.ends, kept=KEPT)
         self._lock, self.vocabulary = Lock(), len(own)
 
-    def chat(self, messages: Sequence[Message], steering: Steering | None = None) -> Rendered:
-        """A conversation up to where the assistant begins, a steering's prompt put in. Raises `DataError`."""
-        if steering is not None and steering.prompt is not None:
-            messages = steering.prompt.apply(messages)
+    @property
+    def template(self) -> str:
+        """The chat template as it is written."""
+        return self._renderer.template_text
+
+    def chat(
+        self, messages: Sequence[Message | Turn], steering: Steering | None = None, extras: Extras = NOTHING
+    ) -> Rendered:
+        """A conversation up to where the assistant begins, a steering's prompt put in.
+
+        Raises `DataError`, and `UnsupportedError` for a prompt beside calls of tools.
+        """
+        if steering is not None and steering.prompt is not None and steering.prompt.strength:
+            plain = [m for m in messages if isinstance(m, Message)]
+            if len(plain) < len(messages):
+                raise UnsupportedError(
+                    "this steering has a prompt, which can't be put into a conversation with tool calls."
+                )
+            messages = steering.prompt.apply(plain)
         with self._lock:
-            return self._renderer.prompt(messages)
+            return self._renderer.prompt(messages, extras)
+
+    def ends_with(self, prompt: Rendered, text: str) -> bool:
+        """Whether a prompt ends with a text, blanks after it left out."""
+        with self._lock:
+            return self._renderer.text(prompt.ids[-32:], special=True).rstrip().endswith(text)
 
     def text(self, text: str) -> Rendered:
         """Plain text to be gone on with, begun as the model's texts begin."""
@@ -69,7 +89,8 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class Ask:
-    """One reply that is wanted. `sampling` has one seed; `tops` likeliest tokens are told beside each token."""
+    """One reply that is wanted. `sampling` has one seed; `tops` likeliest tokens are told beside each token; special tokens
+    called as `markers` say stay in its text."""
 
     prompt: Rendered
     steering: Steering | None = None
@@ -77,6 +98,7 @@ class Ask:
     tops: int = 0
     readouts: tuple[Readout, ...] = ()
     unsteered: tuple[Span, ...] = ()
+    markers: tuple[str, ...] = ()
 
 
 class Running:
@@ -165,6 +187,7 @@ class Running:
             tops=ask.tops,
             readouts=ask.readouts,
             unsteered=ask.unsteered,
+            markers=ask.markers,
         )
         if ask.unsteered:
             written = engine.renderer.text(ask.prompt.ids[-32:], special=True).rstrip()

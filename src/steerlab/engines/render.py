@@ -7,8 +7,9 @@ different one-letter first messages and counting equal ids.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..contrast import Message
@@ -19,6 +20,28 @@ if TYPE_CHECKING:
 
 Template = Literal["chat", "plain"]
 KEPT = 8192  # renderings that are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message that holds more than a role and a text: the assistant's calls of tools, or a tool's answer to one."""
+
+    role: str
+    content: str
+    calls: str = ""  # JSON of the calls, as templates take them
+    call_id: str = ""
+    name: str = ""
+    thinking: str = ""
+
+
+class Extras(NamedTuple):
+    """What a template is given beside the messages: tools, as JSON, and whether to think (None: as it likes)."""
+
+    tools: str = ""
+    thinking: bool | None = None
+
+
+NOTHING = Extras()
 
 
 class Rendered(NamedTuple):
@@ -50,9 +73,12 @@ class Renderer:
         self.template: Template = template
         self.ends = tuple(dict.fromkeys(ends))
         self._close: int | None = None
-        self._prompts: dict[tuple[Message, ...], Rendered] = {}  # training renders the same prompts again and again
+        self._special: dict[int, str] | None = None
+        self._prompts: dict[
+            tuple[tuple[Message | Turn, ...], Extras], Rendered
+        ] = {}  # training renders the same prompts again and again
         self._answers: dict[str, list[int]] = {}
-        self._heads: dict[tuple[str, str, int], tuple[list[int], list[int]]] = {}
+        self._heads: dict[tuple[str, str, int, Extras], tuple[list[int], list[int]]] = {}
 
     @property
     def digest(self) -> str:
@@ -61,14 +87,20 @@ class Renderer:
             return "plain"
         return hashlib.sha256(str(self._tokenizer.chat_template).encode()).hexdigest()
 
-    def prompt(self, messages: Sequence[Message]) -> Rendered:
+    @property
+    def template_text(self) -> str:
+        """The chat template as it is written, all of them where there are several; nothing for plain text."""
+        written: Any = self._tokenizer.chat_template if self.template == "chat" else ""
+        return "\n".join(map(str, written.values())) if isinstance(written, dict) else str(written)
+
+    def prompt(self, messages: Sequence[Message | Turn], extras: Extras = NOTHING) -> Rendered:
         """The ids up to where the assistant begins. Raises `DataError` for a conversation without any token."""
-        key = tuple(messages)
+        key = (tuple(messages), extras)
         if key not in self._prompts:
-            ids = self._ids(messages)
+            ids = self._ids(messages, extras=extras)
             if not ids:
                 raise DataError("the prompt has no tokens; expected some text.")
-            head = min(_common(ids, other) for other in self._one_letter(messages))
+            head = min(_common(ids, other) for other in self._one_letter(messages, extras))
             if len(self._prompts) >= self._kept:
                 self._prompts.clear()
             self._prompts[key] = Rendered(ids, min(head, len(ids) - 1))
@@ -103,8 +135,12 @@ class Renderer:
             self._close = self._find_close()
         return self._close if self._close >= 0 else None
 
-    def text(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Ids as text, special tokens left out unless wanted."""
+    def text(self, ids: Sequence[int], *, special: bool = False, keep: Sequence[str] = ()) -> str:
+        """Ids as text, special tokens left out unless wanted, all of them or those called as `keep` says."""
+        if keep and not special:
+            names = self._specials()
+            if any(name in keep for name in names.values()):
+                ids, special = [i for i in ids if i not in names or names[i] in keep], True
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
 
     @property
@@ -118,6 +154,13 @@ class Renderer:
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
         return ids if self.begin is None else [self.begin, *ids]
 
+    def _specials(self) -> dict[int, str]:
+        if self._special is None:
+            t: Any = self._tokenizer
+            found = {int(i): str(a.content) for i, a in t.added_tokens_decoder.items() if a.special}
+            self._special = {**{i: str(t.convert_ids_to_tokens(i)) for i in t.all_special_ids}, **found}
+        return self._special
+
     def _find_close(self) -> int:
         """What the template writes after an answer, where that is one of the model's end tokens."""
         if self.template == "chat":
@@ -128,32 +171,46 @@ class Renderer:
                     return token
         return self.ends[0] if self.ends else -1
 
-    def _one_letter(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        # only the roles matter: what stands before the first text can't depend on the texts
-        key = (messages[0].role, messages[-1].role, len(messages))
+    def _one_letter(self, messages: Sequence[Message | Turn], extras: Extras = NOTHING) -> tuple[list[int], list[int]]:
+        # only the roles and tools matter: what stands before the first text can't depend on the texts
+        key = (messages[0].role, messages[-1].role, len(messages), extras)
         if key not in self._heads:
             if len(self._heads) >= self._kept:
                 self._heads.clear()
             first, rest = messages[0], messages[1:]
             self._heads[key] = (
-                self._ids([replace(first, content="a"), *rest]),
-                self._ids([replace(first, content="b"), *rest]),
+                self._ids([replace(first, content="a"), *rest], extras=extras),
+                self._ids([replace(first, content="b"), *rest], extras=extras),
             )
         return self._heads[key]
 
-    def _ids(self, messages: Sequence[Message], *, prompt: bool = True) -> list[int]:
+    def _ids(self, messages: Sequence[Message | Turn], *, prompt: bool = True, extras: Extras = NOTHING) -> list[int]:
         if self.template == "plain":
             text = "\n".join(m.content for m in messages)
             ids: Any = self._tokenizer(text)["input_ids"]
             return _without_end(list(ids), self.ends)
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        turns = [_as_dict(m) for m in messages]
+        more: dict[str, Any] = {} if extras.thinking is None else {"enable_thinking": extras.thinking}
+        tools = json.loads(extras.tools) if extras.tools else None
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+            text = self._tokenizer.apply_chat_template(
+                turns, tools=tools, tokenize=False, add_generation_prompt=prompt, **more
+            )
         except Exception as problem:
             raise DataError(
                 f"the chat template can't write this conversation (roles {', '.join(m.role for m in messages)}): {problem}"
             ) from problem
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+
+
+def _as_dict(m: Message | Turn) -> dict[str, Any]:
+    """A message as templates take it; what isn't there has no key, as templates ask whether it has."""
+    told: dict[str, Any] = {"role": m.role, "content": m.content}
+    if isinstance(m, Turn):
+        told |= {"tool_calls": json.loads(m.calls)} if m.calls else {}
+        more = {"tool_call_id": m.call_id, "name": m.name, "reasoning_content": m.thinking}
+        told |= {key: value for key, value in more.items() if value}
+    return told
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

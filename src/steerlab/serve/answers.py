@@ -15,13 +15,14 @@ from ..engines.hf_generate import Row
 from ..engines.hf_serving import Prompts
 from .resolve import Resolved
 from .scheduler import Done, Moved
+from .talk import Call, Form, Reader, Told
 
 FINISH: dict[Finish, str] = {"stop": "stop", "length": "length", "context": "length"}
 LEAST = -9999.0  # a log-probability: JSON has no minus infinity
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class Answers:
     """What the answers to one request have in common."""
 
     chat: bool
@@ -32,6 +33,9 @@ class Form:
     logprobs: bool = False
     tops: int = 0
     prompt_tokens: int = 0
+    form: Form = field(default_factory=Form)
+    offered: frozenset[str] = frozenset()
+    opened: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -56,24 +60,27 @@ class Form:
         choices: list[dict[str, Any]] = []
         for n, one in enumerate(done):
             reply = one.reply
-            said = (
-                {"message": {"role": "assistant", "content": reply.text, "refusal": None}}
-                if self.chat
-                else {"text": reply.text}
-            )
+            told = self.reader().more(reply.text, final=True)
+            said = {"message": _message(told)} if self.chat else {"text": reply.text}
             row = one.row
             kept = len(reply.ids)
             moved = Moved(reply.text, row.ids[:kept], row.logprobs[:kept], row.likeliest[:kept], row.readings)
+            finish = _finish(reply.finish, bool(told.calls))
             choices.append({
-                "index": n, **said, "logprobs": self._logprobs(moved, 0), "finish_reason": FINISH[reply.finish],
+                "index": n, **said, "logprobs": self._logprobs(moved, 0), "finish_reason": finish,
                 "steering": {**self._gates(one), **self._readings(moved)},
             })  # fmt: skip
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self._head(kind), "choices": choices, "usage": self.usage(done), "steering": self.applied()}
 
-    def moved(self, n: int, moved: Moved, offset: int, *, first: bool) -> dict[str, Any]:
-        """A piece of a reply."""
-        delta: dict[str, Any] = {"content": moved.text}
+    def reader(self) -> Reader:
+        """What takes a reply of a chat apart; a text stays as it is."""
+        form = self.form if self.chat else Form()
+        return Reader(form, self.offered, opened=self.opened)
+
+    def moved(self, n: int, moved: Moved, told: Told, offset: int, *, first: bool, before: int) -> dict[str, Any]:
+        """A piece of a reply, and what is certain of its parts with it, after `before` calls of tools."""
+        delta = _delta(told, before)
         if first:
             delta["role"] = "assistant"
         said = {"delta": delta} if self.chat else {"text": moved.text}
@@ -82,10 +89,11 @@ class Form:
             choice["steering"] = found
         return {**self._head(self._piece), "choices": [choice]}
 
-    def done(self, n: int, done: Done) -> dict[str, Any]:
-        """The last piece of a reply."""
-        said = {"delta": {}} if self.chat else {"text": ""}
-        choice = {"index": n, **said, "logprobs": None, "finish_reason": FINISH[done.reply.finish]}
+    def done(self, n: int, done: Done, told: Told, *, before: int) -> dict[str, Any]:
+        """The last piece of a reply, with `told` that waited for its end, after `before` calls of tools."""
+        said = {"delta": _delta(told, before) if any(told) else {}} if self.chat else {"text": ""}
+        finish = _finish(done.reply.finish, bool(before or told.calls))
+        choice = {"index": n, **said, "logprobs": None, "finish_reason": finish}
         return {**self._head(self._piece), "choices": [{**choice, "steering": self._gates(done)}]}
 
     def counted(self, done: Sequence[Done]) -> dict[str, Any]:
@@ -171,6 +179,36 @@ def gates(resolved: Resolved, row: Row, tallies: dict[int, Any]) -> list[dict[st
             told |= {"decided": "on the way", "open": acted > 0, "tokens": tokens, "acted": acted, "strength": strength}
         found.append(told)
     return found
+
+
+def _message(told: Told) -> dict[str, Any]:
+    calls = [_called(call) for call in told.calls]
+    thought = {"reasoning_content": told.thinking} if told.thinking else {}
+    content = None if calls and not told.content else told.content
+    return {
+        "role": "assistant",
+        "content": content,
+        "refusal": None,
+        **thought,
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def _delta(told: Told, before: int = 0) -> dict[str, Any]:
+    delta: dict[str, Any] = {"content": told.content}
+    if told.thinking:
+        delta["reasoning_content"] = told.thinking
+    if told.calls:
+        delta["tool_calls"] = [{"index": before + n, **_called(call)} for n, call in enumerate(told.calls)]
+    return delta
+
+
+def _called(call: Call) -> dict[str, Any]:
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": call._asdict()}
+
+
+def _finish(finish: Finish, called: bool) -> str:
+    return "tool_calls" if called and finish == "stop" else FINISH[finish]
 
 
 def _token(word: str, logprob: float) -> dict[str, Any]:

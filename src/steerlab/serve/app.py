@@ -13,14 +13,12 @@ from starlette.responses import PlainTextResponse, Response
 from ..errors import SteerlabError
 from ..version import __version__
 from .completions import complete
+from .described import BYTES, described
 from .guard import Guard, as_json, as_problem, read_body
 from .keys import Key
 from .problems import Problem
 from .schema import ChatRequest, TextRequest
 from .service import Service
-
-JSON = "application/json"
-BYTES = "application/octet-stream"
 
 
 def app_of(service: Service) -> FastAPI:
@@ -29,30 +27,29 @@ def app_of(service: Service) -> FastAPI:
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(SteerlabError, _mistake)
     app.add_exception_handler(HTTPException, _http)
-    if service.settings.cors:
+    app.add_middleware(Guard, metrics=service.metrics)
+    if service.settings.cors:  # outermost, so that a page can read the guard's refusals, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(service.settings.cors),
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["authorization", "content-type"],
+            expose_headers=["x-request-id", "retry-after", "etag"],
         )
-    app.add_middleware(Guard, metrics=service.metrics)
     _completions(app, service)
     _steerings(app, service)
     _state(app, service)
+    app.openapi = lambda: described(app)
     return app
 
 
 def _completions(app: FastAPI, service: Service) -> None:
-    def described(kind: type[ChatRequest] | type[TextRequest]) -> dict[str, Any]:
-        return {"requestBody": {"required": True, "content": {JSON: {"schema": kind.model_json_schema()}}}}
-
-    @app.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         _allowed(request, service, "use", counts=True)
         return await complete(request, service, ChatRequest)
 
-    @app.post("/v1/completions", openapi_extra=described(TextRequest))
+    @app.post("/v1/completions")
     async def text(request: Request) -> Response:
         _allowed(request, service, "use", counts=True)
         return await complete(request, service, TextRequest)

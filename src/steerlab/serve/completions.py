@@ -14,18 +14,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..contrast import Message
 from ..engines.base import Sampling
 from ..engines.hf_serving import Ask
 from ..engines.render import Rendered
 from ..errors import SteerlabError
-from .answers import Form, gates
+from .answers import Answers, gates
 from .guard import as_json, read_body
 from .problems import Problem
 from .resolve import Resolved, resolve
 from .scheduler import Done, Event, Failed, Job, Moved
 from .schema import Asked, ChatRequest, TextRequest, parsed
 from .service import Service
+from .talk import THINK
+from .turns import conversation, offered
 
 TEXT_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -51,14 +52,16 @@ async def complete(request: Request, service: Service, kind: type[ChatRequest] |
 
 def _jobs(
     asked: ChatRequest | TextRequest, service: Service
-) -> tuple[Form, list[Job], asyncio.Queue[tuple[int, Event]]]:
+) -> tuple[Answers, list[Job], asyncio.Queue[tuple[int, Event]]]:
     """Everything that a request wants, as replies to be made."""
     settings = service.settings
     resolved = resolve(
-        asked, service.model, service.store, most=settings.terms, monitors=settings.monitors, strict=settings.strict
-    )
+        asked, service.model, service.store, most=settings.terms, monitors=settings.monitors, strict=settings.strict,
+        named=service.form.spans,
+    )  # fmt: skip
     try:
-        prompts = _prompts(asked, service, resolved)
+        chat = isinstance(asked, ChatRequest)
+        prompts = [conversation(asked, service, resolved.steering)] if chat else _texts(asked, service, resolved)
         n = asked.n or 1
         if n > settings.choices or len(prompts) > settings.prompts:
             raise Problem(
@@ -68,6 +71,7 @@ def _jobs(
         tops = _tops(asked)
         sampling = _sampling(asked, settings.most_tokens, settings.default_tokens)
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
+        markers = service.form.markers if chat else ()
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs: list[Job] = []
         for prompt in prompts:
@@ -80,14 +84,15 @@ def _jobs(
                     seed + k,
                     sampling.stop,
                 )
-                ask = Ask(prompt, resolved.steering, own, tops, resolved.readouts, resolved.unsteered)
+                ask = Ask(prompt, resolved.steering, own, tops, resolved.readouts, resolved.unsteered, markers)
                 service.scheduler.check(ask)
                 jobs.append(Job(ask, _ignored, streams=bool(asked.stream)))
     except SteerlabError as problem:
         raise Problem(400, str(problem), "bad_value") from problem
-    form = Form(
-        isinstance(asked, ChatRequest), asked.model, seed, resolved, service.prompts, _logprobs(asked), tops,
-        sum(len(prompt.ids) for prompt in prompts),
+    opened = chat and service.form.thinks and service.prompts.ends_with(prompts[0], THINK.begin)
+    form = Answers(
+        chat, asked.model, seed, resolved, service.prompts, _logprobs(asked), tops, sum(len(p.ids) for p in prompts),
+        service.form, offered(asked) if chat else frozenset(), opened,
     )  # fmt: skip
     return form, jobs, queue
 
@@ -96,19 +101,8 @@ def _ignored(_: Event) -> None:
     raise AssertionError("a job is submitted with somebody to tell")
 
 
-def _prompts(asked: ChatRequest | TextRequest, service: Service, resolved: Resolved) -> list[Rendered]:
+def _texts(asked: TextRequest, service: Service, resolved: Resolved) -> list[Rendered]:
     steering = resolved.steering
-    if isinstance(asked, ChatRequest):
-        if asked.messages[-1].role == "assistant":
-            raise Problem(
-                400,
-                "the conversation ends with the assistant's turn; end it with the user's.",
-                "bad_value",
-                param="messages",
-            )
-        roles = {"developer": "system"}
-        turns = [Message(roles.get(m.role, m.role), m.text) for m in asked.messages]  # pyright: ignore[reportArgumentType]
-        return [service.prompts.chat(turns, steering)]
     if steering is not None and steering.prompt is not None and steering.prompt.strength:
         raise Problem(
             400, "this steering has a prompt, which only a chat can take; ask /v1/chat/completions.", "needs_chat"
@@ -138,7 +132,7 @@ def _logprobs(asked: ChatRequest | TextRequest) -> bool:
     return asked.logprobs is not None if isinstance(asked, TextRequest) else bool(asked.logprobs)
 
 
-def _log(request: Request, asked: ChatRequest | TextRequest, form: Form, prompts: bool) -> None:
+def _log(request: Request, asked: ChatRequest | TextRequest, form: Answers, prompts: bool) -> None:
     told = request.state.told
     told |= {
         "stream": bool(asked.stream),
@@ -152,7 +146,9 @@ def _log(request: Request, asked: ChatRequest | TextRequest, form: Form, prompts
 class Exchange:
     """One request's replies as they come, until it is answered, its client leaves, or its time is up."""
 
-    def __init__(self, service: Service, form: Form, jobs: list[Job], events: asyncio.Queue[tuple[int, Event]]) -> None:
+    def __init__(
+        self, service: Service, form: Answers, jobs: list[Job], events: asyncio.Queue[tuple[int, Event]]
+    ) -> None:
         self._service, self._form, self._jobs, self._events = service, form, jobs, events
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + service.settings.timeout
@@ -191,17 +187,21 @@ class Exchange:
     ) -> AsyncIterator[str]:
         done: dict[int, Done] = {}
         offsets: dict[int, int] = {}
+        readers = [self._form.reader() for _ in self._jobs]
         begun: dict[str, Any] = {"steering": self._form.applied()}  # in the first piece alone
         try:
             n, event = first
             while True:
                 if isinstance(event, Moved):
                     offset = offsets.get(n, 0)
-                    yield _event({**self._form.moved(n, event, offset, first=n not in offsets), **begun})
+                    before, told = readers[n].calls, readers[n].more(event.text)
+                    piece = self._form.moved(n, event, told, offset, first=n not in offsets, before=before)
+                    yield _event({**piece, **begun})
                     offsets[n] = offset + len(event.text)
                 elif isinstance(event, Done):
                     done[n] = event
-                    yield _event({**self._form.done(n, event), **begun})
+                    before, told = readers[n].calls, readers[n].more("", final=True)
+                    yield _event({**self._form.done(n, event, told, before=before), **begun})
                 begun = {}
                 n, event = await anext(events)
         except StopAsyncIteration:

@@ -7,7 +7,7 @@ served model's own name, or the word base; `+formal` is `+1*formal`. Names may h
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -49,11 +49,19 @@ class Resolved:
 
 
 def resolve(
-    asked: Asked, served: str, store: Store, *, most: int, monitors: Sequence[str] = (), strict: bool = False
+    asked: Asked,
+    served: str,
+    store: Store,
+    *,
+    most: int,
+    monitors: Sequence[str] = (),
+    strict: bool = False,
+    named: Mapping[str, Span] = NAMED,
 ) -> Resolved:
     """Everything by name looked up, checked and joined. Raises `Problem` 400 or 404.
 
-    With `strict`, the server's or the request's own, what isn't within a calibrated range isn't served.
+    With `strict`, the server's or the request's own, what isn't within a calibrated range isn't served. `named` are the parts of
+    a reply that may go unsteered.
     """
     terms = [*_named(asked.model, served), *asked.terms]
     if len(terms) > most:
@@ -72,7 +80,7 @@ def resolve(
     wanted = list(dict.fromkeys(store.get(name) for name in asked.readouts))
     own = [entry for name in monitors if (entry := store.find(name)) is not None and entry not in wanted]
     read, counts = _readouts(wanted, own)
-    spans = tuple(_span(given) for given in asked.unsteered)
+    spans = tuple(_span(given, named) for given in asked.unsteered)
     return Resolved(tuple(parts), whole, read, counts, len(wanted), spans)
 
 
@@ -160,9 +168,9 @@ def _readouts(
     return tuple(read), tuple(counts)
 
 
-def _span(given: str | list[str]) -> Span:
+def _span(given: str | list[str], named: Mapping[str, Span]) -> Span:
     if isinstance(given, str):
-        if given not in NAMED:
-            raise Problem(400, f"unsteered names {given[:80]!r}. {nearest(given[:80], NAMED)}", "bad_span")
-        return NAMED[given]
+        if given not in named:
+            raise Problem(400, f"unsteered names {given[:80]!r}. {nearest(given[:80], named)}", "bad_span")
+        return named[given]
     return Span(*given)

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..errors import ConfigError
 from .app import app_of
 from .guard import HEADERS, log_lines
+from .keys import Keys
 from .service import Service
 from .settings import LOOPBACK
 
@@ -32,11 +33,7 @@ def serve(service: Service, host: str, port: int, *, told: Callable[[str], None]
 
     Raises `ConfigError` for an address beyond this machine without keys, or one that can't be had.
     """
-    if not service.keys.keys and host not in LOOPBACK:
-        raise ConfigError(
-            f"the address {host} can be reached from other machines, and there are no keys; give --keys FILE (or the variable"
-            " STEERLAB_API_KEY), or listen on 127.0.0.1."
-        )
+    check_host(host, service.keys)
     log_lines()
     service.start()
     try:
@@ -47,6 +44,15 @@ def serve(service: Service, host: str, port: int, *, told: Callable[[str], None]
             raise ConfigError(f"the server can't listen on {host}:{port}; is the port taken?") from end
     finally:
         service.stop()
+
+
+def check_host(host: str, keys: Keys) -> None:
+    """Raise `ConfigError` for an address beyond this machine without keys."""
+    if not keys.keys and host not in LOOPBACK:
+        raise ConfigError(
+            f"the address {host} can be reached from other machines, and there are no keys; give --keys FILE (or the variable"
+            " STEERLAB_API_KEY), or listen on 127.0.0.1."
+        )
 
 
 def _server(service: Service, host: str, port: int, told: Callable[[str], None] | None) -> Server:

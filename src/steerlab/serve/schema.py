@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import nearest
 from .problems import Problem
@@ -57,16 +57,71 @@ class TextPart(_Strict):
     text: str
 
 
-class ChatMessage(_Strict):
-    """One turn."""
+class Function(_Strict):
+    """A tool: its name, what it is for, and a JSON schema of its arguments."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class Tool(_Strict):
+    """Something that the model may ask for."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Called(_Strict):
+    """Which tool was called, with its arguments as JSON."""
+
+    name: Name
+    arguments: str
+
+
+class ToolCall(_Strict):
+    """A call that the assistant made in an earlier turn."""
+
+    id: Name
+    type: Literal["function"] = "function"
+    function: Called
+
+
+class ChatMessage(_Strict):
+    """One turn; what an answer held may be sent back as it came."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=256)] | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=64)] | None = None
+    tool_call_id: Name | None = None
+    reasoning_content: str | None = None
+    refusal: None = None
+
+    @model_validator(mode="after")
+    def _checked(self) -> ChatMessage:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs a content (only the assistant's calls of tools may stand without)")
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content):
+            raise ValueError(f"tool_calls and reasoning_content are the assistant's; this is the {self.role}'s turn")
+        if self.role != "tool" and self.name:
+            raise ValueError(f"only a tool's answer has a name here; this is the {self.role}'s turn")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("a tool's answer names its call (role 'tool' with tool_call_id), and nothing else does")
+        return self
 
     @property
     def text(self) -> str:
         """Its text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        given = self.content or ""
+        return given if isinstance(given, str) else "".join(part.text for part in given)
+
+
+class TemplateArguments(_Strict):
+    """What a chat template may be told: whether to think."""
+
+    enable_thinking: bool | None = None
 
 
 class Asked(_Strict):
@@ -121,8 +176,10 @@ class ChatRequest(Asked):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    chat_template_kwargs: TemplateArguments | None = None
     reasoning_effort: Literal["none"] | None = None
     modalities: list[Literal["text"]] | None = None
 
@@ -177,14 +234,14 @@ def _told(kind: type[Asked], what: str, where: tuple[int | str, ...], words: str
     return Problem(400, f"{field or 'the body'}: {words[:200]}.", "bad_value", param=field or None)
 
 
-UNIONS = ("str", "int", "Term", "TextPart")  # what pydantic names a union's branches
+UNIONS = ("str", "int", "Term", "TextPart", "ToolCall")  # what pydantic names a union's branches
 UNBUILT = {
     "frequency_penalty": "only 0",
     "presence_penalty": "only 0",
     "logit_bias": "only an empty one",
     "response_format": "only text",
-    "tools": "no tool calls",
-    "tool_choice": "no tool calls",
+    "tool_choice": "only none and auto",
+    "parallel_tool_calls": "only true",
     "reasoning_effort": "only none",
     "modalities": "only text",
     "echo": "the prompt isn't repeated",

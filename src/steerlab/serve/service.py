@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from ..contrast import Message
 from ..engines.base import Sampling
 from ..engines.hf_serving import Ask, Prompts
-from ..errors import ArtefactError, SteerlabError
+from ..errors import ArtefactError, ConfigError, SteerlabError
 from ..steering import Steering
 from .keys import Buckets, Keys
 from .metrics import Metrics
@@ -23,6 +23,7 @@ from .resolve import split
 from .scheduler import Done, Event, Failed, Job, Scheduler
 from .settings import Settings
 from .store import Entry, Store, check_name
+from .talk import Form
 
 if TYPE_CHECKING:
     from ..engines.hf import HFEngine
@@ -32,14 +33,23 @@ UPLOADS = 2  # at a time
 
 
 class Service:
-    """Built on an engine; `start` before the first request, `stop` after the last."""
+    """Built on an engine; `start` before the first request, `stop` after the last.
+
+    Raises `ConfigError` where every origin's pages may call and nobody needs a key.
+    """
 
     def __init__(self, engine: HFEngine, settings: Settings, keys: Keys) -> None:
+        if "*" in settings.cors and not keys.keys:
+            raise ConfigError(
+                "all origins may call (cors '*') and there are no keys, so any page that is open on this machine could use,"
+                " upload and remove; name the origins, or give --keys FILE."
+            )
         self.engine, self.settings, self.keys = engine, settings, keys
         self.model, self.began = engine.name, int(time.time())
         self.metrics, self.prompts = Metrics(), Prompts(engine)
+        self.form = Form.of(self.prompts.template)
         self.scheduler = Scheduler(engine, settings, self.metrics)
-        self.store = Store(settings.store, settings.stored)
+        self.store = Store(settings.store, settings.stored, shared=settings.shared, accept=self._accept)
         self.buckets, self.uploads = Buckets(settings.rate), asyncio.Semaphore(UPLOADS)
         self.draining = False
         self._brought: list[tuple[Path, Entry]] = []
@@ -125,6 +135,13 @@ class Service:
         for site in entry.steering.sites:
             self.metrics.readout.forget(entry.name, str(site))
         return entry
+
+    def _accept(self, steering: Steering) -> None:
+        """Hold a steering that another server took in against the model. Raises a `SteerlabError`."""
+        if self.scheduler.alive:
+            self.scheduler.call(lambda: self.engine.accept(steering)).result(timeout=60)
+        else:
+            self.engine.accept(steering)
 
     async def _tried(self, steering: Steering) -> None:
         """A reply of two tokens at full strength, so that what can't run is told to who brings it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
 
+ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?", re.ASCII)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -33,6 +35,7 @@ class Settings:
     cors: tuple[str, ...] = ()  # origins whose pages may call
     monitors: tuple[str, ...] = ()  # steerings that are read on every request, for /metrics
     log_prompts: bool = False
+    shared: bool = False  # other servers keep steerings in the same folder
     strict: bool = False  # strengths beyond a calibrated range, and steerings without one, are refused
 
     def __post_init__(self) -> None:
@@ -56,3 +59,9 @@ class Settings:
             raise ConfigError(
                 f"waiting is {self.waiting}, rate {self.rate} and stored {self.stored}; expected 0 or more."
             )
+        for origin in self.cors:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"the origin {origin!r} is none; expected one like https://example.org or http://localhost:3000 (scheme,"
+                    " host, perhaps a port; no path, no slash at the end), or '*'."
+                )

@@ -1,17 +1,19 @@
 """The steerings of a server: one safetensors file for each name, written beside and renamed.
 
 A name is a version: what it means never changes. Another content under a taken name is refused; the same content again
-changes nothing.
+changes nothing. A folder may be shared by several servers (replicas): what one takes in or removes is so for all of them at the
+next request, as each looks at the file before it trusts what it has read.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import struct
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from ..files import whole
 from ..steering import Steering
 from .problems import Problem
 
+log = logging.getLogger("steerlab.serve")
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 RESERVED = ("base",)
@@ -81,12 +84,23 @@ class Entry:
         }
 
 
-class Store:
-    """Steerings by name and digest, in a folder."""
+Stamp = tuple[int, int, int]  # a file's number, time of change and size
 
-    def __init__(self, folder: Path, most: int) -> None:
+
+class Store:
+    """Steerings by name and digest, in a folder.
+
+    Where the folder is `shared` with other servers, `accept` holds what they have put there against the model before it is
+    served; it raises a `SteerlabError` for what doesn't fit.
+    """
+
+    def __init__(
+        self, folder: Path, most: int, *, shared: bool = False, accept: Callable[[Steering], None] | None = None
+    ) -> None:
         self.folder, self.most = folder, most
+        self._shared, self._accept = shared, accept
         self._entries: dict[str, Entry] = {}
+        self._stamps: dict[str, Stamp] = {}
         self._lock = RLock()
 
     def __len__(self) -> int:
@@ -95,14 +109,18 @@ class Store:
     def all(self) -> list[Entry]:
         """All of them, by name."""
         with self._lock:
+            self._look_at_all()
             return sorted(self._entries.values(), key=lambda entry: entry.name)
 
     def find(self, name: str) -> Entry | None:
         """A steering by its name, its digest, or at least 8 first digits of it; None where there is none."""
         with self._lock:
+            if self._shared and NAME.fullmatch(name):
+                self._look_at(name)
             if name in self._entries:
                 return self._entries[name]
             if len(name) >= 8:
+                self._look_at_all()
                 found = [e for e in self._entries.values() if e.digest.startswith(name)]
                 if len({e.digest for e in found}) == 1:
                     return found[0]
@@ -122,7 +140,7 @@ class Store:
         """Read the folder: entries by file, and none of what a killed upload has left. Raises `ArtefactError`."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for part in self.folder.glob(".*.part"):
+            for part in () if self._shared else self.folder.glob(".*.part"):  # another one may be writing
                 part.unlink(missing_ok=True)
             paths = sorted(self.folder.glob("*.safetensors"))
         except OSError as problem:
@@ -135,6 +153,7 @@ class Store:
         """Take an entry in; its file stands already."""
         with self._lock:
             self._entries[entry.name] = entry
+            self._stamps[entry.name] = _stamp(self._path(entry.name)) or (0, 0, 0)
 
     def read(self, name: str, data: bytes) -> Entry:
         """What an upload holds, checked as far as that goes without a model. Raises `Problem` 400 or 409."""
@@ -152,7 +171,7 @@ class Store:
     def write(self, entry: Entry, data: bytes) -> bool:
         """Keep an upload; False where its name meant the same before. Raises `Problem` 409 for a taken name."""
         with self._lock:
-            known = self._entries.get(entry.name)
+            known = self.find(entry.name) if self._shared else self._entries.get(entry.name)
             if known is not None and known.digest == entry.digest:
                 return False
             if known is not None:
@@ -160,19 +179,24 @@ class Store:
                     409, f"the name {entry.name!r} is taken by {known.digest[:12]}; a name never changes its meaning, so give"
                     f" this one another, such as {entry.name[:60]}-2.", "name_taken",
                 )  # fmt: skip
-            with whole(self._path(entry.name)) as part:
-                part.write_bytes(data)
-            self._entries[entry.name] = entry
+            if self._shared:
+                if not _first(self._path(entry.name), data):
+                    return self.write(entry, data)  # another server was faster: is it the same?
+            else:
+                with whole(self._path(entry.name)) as part:
+                    part.write_bytes(data)
+            self.add(entry)
             return True
 
     def remove(self, name: str) -> Entry:
         """Forget a steering, by its name alone. Requests that run with it go on. Raises `Problem` 404."""
         with self._lock:
+            self._look_at_all()
             if name not in self._entries:
                 raise Problem(404, f"there is no steering {name[:80]!r} here. {nearest(name[:80], self._entries)}",
                               "steering_not_found")  # fmt: skip
             self._path(name).unlink(missing_ok=True)
-            return self._entries.pop(name)
+            return self._forget(name)
 
     def bytes_of(self, entry: Entry) -> bytes:
         """The file of a steering. Raises `Problem` 404 where it was removed meanwhile."""
@@ -181,8 +205,62 @@ class Store:
         except OSError as problem:
             raise Problem(404, f"the steering {entry.name!r} was just removed.", "steering_not_found") from problem
 
+    def _look_at_all(self) -> None:
+        """What other servers have put there and removed."""
+        if not self._shared:
+            return
+        there = {path.stem for path in self.folder.glob("*.safetensors") if NAME.fullmatch(path.stem)}
+        for name in there | set(self._entries):
+            try:
+                self._look_at(name)
+            except Problem as problem:
+                log.warning("a file in the store can't be served: %s", problem)
+
+    def _look_at(self, name: str) -> None:
+        """Read a file that is new or another one than before. Raises `Problem` 409 where it can't be served."""
+        stamp = _stamp(self._path(name))
+        if stamp is None:
+            if name in self._entries:
+                self._forget(name)
+        elif stamp != self._stamps.get(name):
+            try:
+                entry = Entry.load(self._path(name))
+                if self._accept is not None:
+                    self._accept(entry.steering)
+            except SteerlabError as problem:
+                if _stamp(self._path(name)) is not None:
+                    raise Problem(409, f"the steering {name!r} can't be served: {problem}", "bad_steering") from problem
+                return  # removed meanwhile
+            self._entries[name], self._stamps[name] = entry, stamp
+
+    def _forget(self, name: str) -> Entry:
+        self._stamps.pop(name, None)
+        return self._entries.pop(name)
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """What tells a file from another one of its name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _first(path: Path, data: bytes) -> bool:
+    """Write a file whole unless there is one; False where there is."""
+    with _beside(path.parent, data) as part:
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        part.chmod(0o644)
+        try:
+            os.link(part, path)  # unlike renaming, never in another's place
+        except FileExistsError:
+            return False
+    return True
 
 
 def check_name(name: str) -> None:
