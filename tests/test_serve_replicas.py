@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,6 +142,7 @@ def cluster(tmp_path):
     yield address
     head.send_signal(signal.SIGTERM)
     head.wait(timeout=120)
+    shutil.rmtree(f"/tmp/ray-{address.rsplit(':', 1)[1]}", ignore_errors=True)
 
 
 def started(path: Path) -> tuple[subprocess.Popen | None, str]:
