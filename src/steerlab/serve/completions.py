@@ -68,6 +68,7 @@ def _jobs(
         tops = _tops(asked)
         sampling = _sampling(asked, settings.most_tokens, settings.default_tokens)
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
+        told = tuple((p.entry.digest, p.strength, p.positions) for p in resolved.parts)
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs: list[Job] = []
         for prompt in prompts:
@@ -80,7 +81,7 @@ def _jobs(
                     seed + k,
                     sampling.stop,
                 )
-                ask = Ask(prompt, resolved.steering, own, tops, resolved.readouts, resolved.unsteered)
+                ask = Ask(prompt, resolved.steering, own, tops, resolved.readouts, resolved.unsteered, told)
                 service.scheduler.check(ask)
                 jobs.append(Job(ask, _ignored, streams=bool(asked.stream)))
     except SteerlabError as problem:

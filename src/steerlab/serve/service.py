@@ -26,6 +26,7 @@ from .store import Entry, Store, check_name
 
 if TYPE_CHECKING:
     from ..engines.hf import HFEngine
+    from ..vllm.engine import VLLMEngine
 
 log = logging.getLogger("steerlab.serve")
 UPLOADS = 2  # at a time
@@ -34,7 +35,7 @@ UPLOADS = 2  # at a time
 class Service:
     """Built on an engine; `start` before the first request, `stop` after the last."""
 
-    def __init__(self, engine: HFEngine, settings: Settings, keys: Keys) -> None:
+    def __init__(self, engine: HFEngine | VLLMEngine, settings: Settings, keys: Keys) -> None:
         self.engine, self.settings, self.keys = engine, settings, keys
         self.model, self.began = engine.name, int(time.time())
         self.metrics, self.prompts = Metrics(), Prompts(engine)

@@ -25,7 +25,7 @@ from typing import Any, cast
 from ..errors import ArtefactError, DataError, UnsupportedError, nearest
 from ..positions import Positions
 from ..steering import Intervention, Steering, same_model
-from .batch import Plan, largest
+from .batch import Plan, rows_of
 from .rows import refused
 from .settings import KEY
 from .tables import Size
@@ -142,7 +142,7 @@ class Admission:
     ) -> None:  # fmt: skip
         self._folder, self._files, self._size, self._model, self._head = folder, files, size, model, head
         self._classes, self._adopt = classes, adopt
-        self._read: dict[str, tuple[tuple[int, int, int], str]] = {}
+        self._read: dict[str, tuple[tuple[int, int, int], str, list[str]]] = {}
         self._fits: dict[str, list[str]] = {}
         self._said: dict[str, list[str]] = {}
 
@@ -179,14 +179,16 @@ class Admission:
 
     def _refused(self, key: str, acting: Sequence[Intervention]) -> list[str]:
         if key not in self._said:
-            reasons = [reason for i in acting if (reason := refused(i))]
-            if not reasons:
-                rows = largest(Plan.of(key, acting, 0, 0))
-                reasons = [why for layer, row in rows.items() if (why := self._size.refused(layer, row))]
             if len(self._said) > 8 * KEPT:
                 self._said.clear()
-            self._said[key] = reasons
+            self._said[key] = self._unfit(acting)
         return self._said[key]
+
+    def _unfit(self, acting: Sequence[Intervention]) -> list[str]:
+        """Why the tables can't hold it, in words."""
+        if reasons := [reason for i in acting if (reason := refused(i))]:
+            return reasons
+        return [why for layer, row in rows_of(acting).items() if (why := self._size.refused(layer, row))]
 
     def _terms(self, given: object) -> tuple[list[tuple[str, float, str | None]], int | None, bool]:
         """Names, strengths and positions; the head; whether the steerings' prompts are in the conversation."""
@@ -223,23 +225,37 @@ class Admission:
 
     def _named(self, name: str) -> str:
         """The digest of the steering of that name (or digest), checked against the model."""
+        if name in self._fits:
+            return self._fitting(name, name, self._fits[name])
         path = self._folder / f"{name}.safetensors"
         if "/" in name or "\\" in name or name.startswith(".") or "\0" in name or not path.is_file():
-            found = next((digest for _, digest in self._read.values() if digest == name), None)
-            if found is None:
-                names = (p.stem for p in self._folder.glob("*.safetensors"))
-                raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], names)}")
-            return found
+            names = (p.stem for p in self._folder.glob("*.safetensors"))
+            raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], names)}")
         stat = path.stat()
         state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         known = self._read.get(name)
         if known is None or known[0] != state:
             steering = Steering.load(path)
-            known = self._read[name] = (state, self._files.keep(steering))
-            self._fits[known[1]] = self._misfits(steering)
-        if reasons := self._fits[known[1]]:
+            known = self._read[name] = (state, self.keep(steering), self._misfits(steering))
+        return self._fitting(known[1], name, known[2])
+
+    def keep(self, steering: Steering) -> str:
+        """Make a steering known by its digest, whatever it is called."""
+        digest, reasons = self._files.keep(steering), self._misfits(steering)
+        if digest not in self._fits or not reasons:
+            self._fits[digest] = reasons
+        return digest
+
+    def refuses(self, steering: Steering) -> list[str]:
+        """Why it can't be served at any strength, in words."""
+        misfits = self._misfits(steering)
+        acting = tuple(i for i in steering.interventions if i.control.most != (0.0, 0.0))
+        return misfits or self._unfit(acting)
+
+    def _fitting(self, digest: str, name: str, reasons: Sequence[str]) -> str:
+        if reasons:
             raise ArtefactError(f"the steering {name!r} doesn't fit the model served here: {'; '.join(reasons)}.")
-        return known[1]
+        return digest
 
     def _misfits(self, steering: Steering) -> list[str]:
         meta, model = steering.meta, self._model

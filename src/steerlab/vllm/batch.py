@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -184,8 +184,3 @@ def rows_of(interventions: Sequence[Intervention]) -> dict[int, Row]:
         assert i.site.layer is not None, "sites without a block are refused before"
         by_layer.setdefault(i.site.layer, []).append(i)
     return {layer: Row.of(acting[0].edit.width, acting) for layer, acting in by_layer.items()}
-
-
-def largest(plan: Plan) -> Mapping[int, Row]:
-    """The rows of everything at once: no class needs more lines at a block."""
-    return rows_of(plan.interventions)

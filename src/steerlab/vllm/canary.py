@@ -37,7 +37,9 @@ def sing(runner: Any, tables: Tables, filler: Filler) -> str:
     config = runner.vllm_config
     count = min(TOKENS, len(tables.rows), int(config.scheduler_config.max_num_batched_tokens))
     vocabulary = int(config.model_config.hf_text_config.vocab_size)
-    ids = (torch.arange(count, device=tables.device) * 7 + 3) % vocabulary
+    ids = (
+        (torch.arange(count, device=tables.device) * 7 + 3) % vocabulary
+    ).int()  # as the runners', which graphs don't check
     positions = torch.arange(count, device=tables.device)
 
     def run(*, plain: bool) -> Tensor | None:

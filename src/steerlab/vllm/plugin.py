@@ -80,10 +80,15 @@ def _around(module: str, owner: str, name: str, change: Callable[..., Any]) -> N
 
 def _hashed(method: Any, config: Any, *args: Any, **kwargs: Any) -> str:
     """Graphs that were compiled without tables, with others, or by another version of this code are other graphs."""
-    found = method(config, *args, **kwargs)
-    settings = settings_of(config)
+    settings, given = settings_of(config), config.additional_config
     if settings is None:
-        return found
+        return method(config, *args, **kwargs)
+    if isinstance(given, dict):  # where the steerings are is no part of a graph
+        config.additional_config = {k: v for k, v in given.items() if k != KEY}
+    try:
+        found = method(config, *args, **kwargs)
+    finally:
+        config.additional_config = given
     shape = (settings.layers, settings.rank, settings.diag, settings.classes)
     return hashlib.sha256(f"{found} steerlab {__version__} {shape} {_code()}".encode()).hexdigest()[:10]
 
