@@ -84,7 +84,7 @@ class Served:
         ours = {"steerings": str(folder), "rank": 3, "diag": True}
         given = {
             "dtype": "float32", "enforce_eager": MODE != "compiled", "max_model_len": 384, "max_num_seqs": 24,
-            "max_num_batched_tokens": 64, "block_size": 32, "num_gpu_blocks_override": 36, "seed": 0,
+            "max_num_batched_tokens": 64, "disable_log_stats": False, "block_size": 32, "num_gpu_blocks_override": 36, "seed": 0,
             "enable_prefix_caching": MODE != "uncached", "additional_config": {"steerlab": ours},
         }  # fmt: skip
         self.llm = LLM(str(pilot.folder("pilot")), **(given | more))
@@ -224,7 +224,7 @@ def test_nothing_leaks(served, prompts):
     [
         ("nothing", "no steering 'nothing'"),
         ({"steering": [{"name": "shift", "strenght": 2}]}, "Did you mean 'strength'"),
-        ("foreign", "fitted on another model"),
+        ("foreign", "whose shape or weights differ"),
         ("narrow", "the width 12"),
         ("inside", "block outputs"),
         ({"resolved": [], "head": 0, "key": "x"}, "field 'resolved'"),

@@ -137,7 +137,7 @@ class Admission:
     """Reads requests. `head` finds the template's head in a prompt's ids; it is asked where a position needs it alone."""
 
     def __init__(
-        self, folder: Path, files: Files, size: Size, model: Known, head: Callable[[Sequence[int]], int], *,
+        self, folder: Path | None, files: Files, size: Size, model: Known, head: Callable[[Sequence[int]], int], *,
         classes: int, adopt: bool = False,
     ) -> None:  # fmt: skip
         self._folder, self._files, self._size, self._model, self._head = folder, files, size, model, head
@@ -227,10 +227,10 @@ class Admission:
         """The digest of the steering of that name (or digest), checked against the model."""
         if name in self._fits:
             return self._fitting(name, name, self._fits[name])
-        path = self._folder / f"{name}.safetensors"
-        if "/" in name or "\\" in name or name.startswith(".") or "\0" in name or not path.is_file():
-            names = (p.stem for p in self._folder.glob("*.safetensors"))
-            raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], names)}")
+        path = self._path(name)
+        if path is None:
+            found = [] if self._folder is None else [p.stem for p in self._folder.glob("*.safetensors")]
+            raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], found)}")
         stat = path.stat()
         state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         known = self._read.get(name)
@@ -238,6 +238,12 @@ class Admission:
             steering = Steering.load(path)
             known = self._read[name] = (state, self.keep(steering), self._misfits(steering))
         return self._fitting(known[1], name, known[2])
+
+    def _path(self, name: str) -> Path | None:
+        if self._folder is None or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+            return None
+        path = self._folder / f"{name}.safetensors"
+        return path if path.is_file() else None
 
     def keep(self, steering: Steering) -> str:
         """Make a steering known by its digest, whatever it is called."""

@@ -40,7 +40,7 @@ class VLLMEngine:
     def load(
         cls,
         model: str,
-        steerings: Path,
+        steerings: Sequence[Path] = (),
         *,
         label: str | None = None,
         revision: str | None = None,
@@ -49,11 +49,10 @@ class VLLMEngine:
         rows: int = 64,
         options: Mapping[str, Any] | None = None,
     ) -> VLLMEngine:
-        """A model by its name on the hub or its folder, steered by what is in a folder; `options` are vLLM's own arguments.
+        """A model by its name on the hub or its folder; `options` are vLLM's own arguments.
 
-        Tables are as large as what the folder holds needs twice over, unless `options` say otherwise (under
-        `additional_config`). Raises `ConfigError` where vLLM isn't installed or doesn't take an option, `UnsupportedError` where
-        the canary dies.
+        Tables are as large as what these files need, twice over, unless `options` say otherwise (under `additional_config`).
+        Raises `ConfigError` where vLLM isn't installed or doesn't take an option, `UnsupportedError` where the canary dies.
         """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -67,7 +66,7 @@ class VLLMEngine:
         register()
         given = dict(options or {})
         extra = dict(given.pop("additional_config", None) or {})
-        extra[KEY] = {"steerings": str(steerings), **_sizes(steerings), **(extra.get(KEY) or {})}
+        extra[KEY] = {**_sizes(steerings), **(extra.get(KEY) or {})}
         given = {
             "max_num_seqs": rows,
             "dtype": dtype,
@@ -229,10 +228,10 @@ def _drawn(sampling: Sampling) -> dict[str, Any]:
             **({} if sampling.top_k is None else {"top_k": sampling.top_k})}  # fmt: skip
 
 
-def _sizes(folder: Path) -> dict[str, Any]:
-    """The tables that a folder's steerings need, two of the largest at once."""
+def _sizes(files: Sequence[Path]) -> dict[str, Any]:
+    """The tables that these steerings need, two of the largest at once."""
     rank, diag = 1, False
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in files:
         needs = needed(Steering.load(path).interventions)
         rank, diag = max(rank, needs[0]), diag or needs[1]
     return {"rank": min(2 * rank, 64), "diag": diag}

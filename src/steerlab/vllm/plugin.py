@@ -23,7 +23,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DataError, SteerlabError, UnsupportedError
+from ..errors import DataError, SteerlabError, UnsupportedError
 from ..version import __version__
 from .admission import Admission, Asked, Files, asked, kept_folder
 from .settings import KEY, Settings
@@ -234,8 +234,7 @@ def _install(runner: Any, settings: Settings) -> Any:
     config = runner.vllm_config
     if reasons := _reasons(config):
         raise UnsupportedError(f"this engine can't be steered exactly: {'; '.join(reasons)}.")
-    if not settings.folder.is_dir():
-        raise ConfigError(f"there is no folder {settings.folder}.")
+    assert settings.folder is None or settings.folder.is_dir()  # it has raised for another one
     size = settings.size(**_sizes(config))
     compiled = int(config.compilation_config.mode or 0) != 0 or bool(getattr(runner, "use_cuda_graph", False))
     tokens = max(int(config.scheduler_config.max_num_batched_tokens), int(config.scheduler_config.max_num_seqs))

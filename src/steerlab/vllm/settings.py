@@ -30,7 +30,7 @@ class Settings:
     layers: tuple[int, ...] | None = None
     rank: int = 1
     diag: bool = False
-    classes: int = 2
+    classes: int = 3
     adopt: bool = False
     canary: bool = True
 
@@ -43,10 +43,12 @@ class Settings:
             raise ConfigError(f"layers is {list(self.layers)}; expected blocks in ascending order, each once.")
 
     @property
-    def folder(self) -> Path:
-        """Where the steerings are. Raises `ConfigError` where that is no folder."""
+    def folder(self) -> Path | None:
+        """Where the steerings are; None where they are brought another way. Raises `ConfigError` where that is no folder."""
+        if not self.steerings:
+            return None
         path = Path(self.steerings)
-        if not self.steerings or not path.is_dir():
+        if not path.is_dir():
             raise ConfigError(
                 f"the folder of steerings is {self.steerings!r}, which doesn't exist; give"
                 ' {"steerlab": {"steerings": FOLDER}} as additional_config.'
