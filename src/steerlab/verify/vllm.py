@@ -68,7 +68,7 @@ class VLLM(Target):
         most, line = self.most(engine, probes, options)
         wanted = [_scored(engine, p, None if s is None else steering.scaled(s), said)
                   for p, (_, s), said in zip(asked, rows, ran["alone"], strict=True)]  # fmt: skip
-        unsteered = [n for n, (_, s) in enumerate(rows) if s is None]
+        untouched = [n for n, (_, s) in enumerate(rows) if s is None]
         off = [n for n, (_, s) in enumerate(rows) if s == 0]
         plain = {p.ids: said for (p, s), said in zip(rows, ran["alone"], strict=True) if s is None}
         return [
@@ -76,7 +76,7 @@ class VLLM(Target):
                    apart([s.logprobs for s in ran["alone"]], wanted), most),
             within("mixed", "a row among rows of other strengths is the row alone", _differ(ran["together"], ran["alone"]), most),
             within("neighbours", "unsteered rows beside them are those of a vLLM without the plug-in",
-                   _differ([ran["together"][n] for n in unsteered], bare["together"]), most),
+                   _differ([ran["together"][n] for n in untouched], bare["together"]), most),
             within("cache", "with the prefix cache full of the others' prompts, rows are as with an empty one",
                    _differ(ran["again"], ran["alone"]), most),
             within("off", "strength 0 is what unsteered rows are",

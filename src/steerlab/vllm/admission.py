@@ -178,11 +178,12 @@ class Admission:
         return replace(asked, head=head)
 
     def _refused(self, key: str, acting: Sequence[Intervention]) -> list[str]:
-        if key not in self._said:
+        reasons = self._said.get(key)
+        if reasons is None:
             if len(self._said) > 8 * KEPT:
                 self._said.clear()
-            self._said[key] = self._unfit(acting)
-        return self._said[key]
+            reasons = self._said[key] = self._unfit(acting)
+        return reasons
 
     def _unfit(self, acting: Sequence[Intervention]) -> list[str]:
         """Why the tables can't hold it, in words."""
