@@ -5,9 +5,13 @@ STEERLAB_VLLM_PYTHON is a Python that has vLLM and steerlab.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import time
 
 import httpx
 import pytest
@@ -15,6 +19,7 @@ import torch
 
 import steerlab as sl
 from serving import clamp, gated, process, shift, solo
+from steerlab import pilot
 from steerlab.verify import verify
 from steerlab.verify.base import Options
 
@@ -130,6 +135,61 @@ def test_an_upload_is_served(server, engine):
 
 def test_it_ends_gracefully(server):
     assert server.end(signal.SIGTERM) == 0
+
+
+@pytest.fixture(scope="module")
+def theirs(engine, tmp_path_factory):
+    """vLLM's own server, its engine in a process of its own, with the plug-in that it loads by itself."""
+    folder = tmp_path_factory.mktemp("theirs")
+    shift(engine, 1, 1.5, "3").save(folder / "pirate.safetensors")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = json.dumps({"steerlab": {"steerings": str(folder)}})
+    words = ["--model", str(pilot.folder("pilot")), "--served-model-name", "pilot", "--dtype", "float32", "--enforce-eager",
+             "--max-model-len", "384", "--host", "127.0.0.1", "--port", str(port), "--additional-config", config]  # fmt: skip
+    log = folder / "server.log"
+    with log.open("wb") as told:
+        server = subprocess.Popen(
+            [PYTHON, "-m", "vllm.entrypoints.openai.api_server", *words],
+            stdout=told,
+            stderr=told,
+            env={**os.environ, **OFFLINE},
+        )
+    try:
+        until = time.monotonic() + 900
+        while time.monotonic() < until and server.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                    break
+            time.sleep(1)
+        else:
+            raise AssertionError(f"the server didn't come up:\n{log.read_text()[-3000:]}")
+        yield f"http://127.0.0.1:{port}/v1/completions"
+    finally:
+        server.terminate()
+        server.wait(timeout=120)
+
+
+def test_vllms_own_server(theirs, engine):
+    pirate = shift(engine, 1, 1.5, "3")
+    prompt = engine.renderer.prompt([sl.Message("user", ASKED)])
+    body = {"model": "pilot", "prompt": list(prompt.ids), "max_tokens": 20, "temperature": 0, "logprobs": 1}
+    for extra, steering in (
+        ({}, None),
+        ({"steerlab": "0.5*pirate"}, pirate.scaled(0.5)),
+        ({"steerlab": "pirate"}, pirate),
+    ):
+        answer = httpx.post(theirs, json={**body, "vllm_xargs": extra} if extra else body, timeout=300)
+        assert answer.status_code == 200, answer.text
+        choice = answer.json()["choices"][0]
+        wanted = solo(engine, ASKED, steering, 0, max_new_tokens=20, temperature=0)[0]
+        assert choice["text"] == wanted.text
+        got = torch.tensor(choice["logprobs"]["token_logprobs"])
+        torch.testing.assert_close(got, torch.tensor(wanted.logprobs[: len(got)]), atol=2e-4, rtol=0)
+    answer = httpx.post(theirs, json={**body, "vllm_xargs": {"steerlab": "pirat"}}, timeout=300)
+    assert answer.status_code == 400, answer.text
+    assert "Did you mean 'pirate'" in answer.text
 
 
 def test_a_receipt_of_vllm(engine):
