@@ -4,9 +4,10 @@
     python benchmarks/bench_vllm.py --width 512 --depth 8 # a random Llama of that size
     python benchmarks/bench_vllm.py --clock wall          # on a quiet machine, or a GPU
 
-Engines stand in processes of their own, one runs at a time, and all arms run in turn within each round, in random order; a figure
-is the median over rounds of the paired ratio to vLLM without the plug-in. The same arm twice is the A/A line. The clock is the
-engine's own CPU time unless told otherwise, so that other work on the machine harms it little; on a GPU take the wall.
+The tables are the default ones, of rank 1. Engines stand in processes of their own, one runs at a time, and all arms run in turn
+within each round, in random order; a figure is the median over rounds of the paired ratio to vLLM without the plug-in. The same
+arm twice is the A/A line. The clock is the engine's own CPU time unless told otherwise, so that other work on the machine harms
+it little; on a GPU take the wall.
 """
 
 from __future__ import annotations
@@ -48,10 +49,9 @@ def main() -> None:
             "eager": given.eager,
         }
         tables = {"steerings": str(Path(folder) / "steerings"), "adopt": True, "classes": 1}
-        engines = {"none": Engine({**common}), "shift": Engine({**common, "steerlab": {**tables, "rank": 0}}),
-                   "clamp": Engine({**common, "steerlab": {**tables, "rank": 1}})}  # fmt: skip
-        arms = [("none", "plain", 0), ("none", "again", 0), ("shift", "idle", 0), ("clamp", "idle", 0)]
-        arms += [(kind, kind, n) for kind in ("shift", "clamp") for n in DISTINCT if n <= given.batch]
+        engines = {"none": Engine({**common}), "ours": Engine({**common, "steerlab": {**tables, "rank": 1}})}
+        arms = [("none", "plain", 0), ("none", "again", 0), ("ours", "idle", 0)]
+        arms += [("ours", kind, n) for kind in ("shift", "clamp") for n in DISTINCT if n <= given.batch]
         rates: dict[tuple[str, str, int], list[float]] = {arm: [] for arm in arms}
         for number in range(given.rounds + 1):
             order = random.Random(number).sample(arms, len(arms))
@@ -73,7 +73,7 @@ def main() -> None:
         if (engine, kind) == ("none", "again"):
             print(f"bar vllm-a-a {value:.3f} 0.97")
         elif kind == "idle":
-            print(f"bar vllm-idle-{engine} {value:.3f} {IDLE}")
+            print(f"bar vllm-idle {value:.3f} {IDLE}")
         elif n:
             print(f"bar vllm-{kind}-{n} {value:.3f} {GOAL}")
 

@@ -239,7 +239,9 @@ def test_what_cant_be_served_fails_with_a_sentence(served, prompts, made, ask, w
     sl.Steering((sl.Intervention(sl.Site(1), shift),), None, meta).save(folder / "foreign.safetensors")
     sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(12))),)).save(folder / "narrow.safetensors")
     sl.Steering((sl.Intervention(sl.Site(1, "mlp"), shift),)).save(folder / "inside.safetensors")
-    with pytest.raises(ValueError, match=words):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match=words):  # which vLLM's server answers with 400
         served.ask([(prompts[0], ask)], tokens=2)
     assert len(served.ask([(prompts[0], None)], tokens=2)[0][0]) == 2  # and the engine goes on
 
@@ -282,6 +284,20 @@ def test_the_canary_dies_where_an_edit_doesnt_arrive(served, monkeypatch):
             laid.write(n, {})
     filler._held.clear()
     filler._free[:] = range(laid.size.rows - 1, 0, -1)
+
+
+def test_an_engine_whose_worker_cant_steer_doesnt_start(served):
+    from steerlab.vllm import plugin
+
+    core = served.llm.llm_engine.engine_core.engine_core
+    worker = served.llm.llm_engine.model_executor.driver_worker.worker
+    told = vars(worker).pop("steerlab_told")
+    try:
+        with pytest.raises(sl.UnsupportedError, match="isn't loaded in its process"):
+            plugin._readied(lambda core: None, core)
+    finally:
+        worker.steerlab_told = told
+    assert plugin._readied(lambda core: "as before", core) == "as before"
 
 
 def test_the_key_of_compiled_graphs_is_forked(served):

@@ -108,8 +108,12 @@ def run(python: str, job: Mapping[str, Any], folder: Path) -> dict[str, list[Sai
     out.unlink(missing_ok=True)
     words = [python, "-m", "steerlab.verify._vllm", str(given), str(out)]
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), "VLLM_NO_USAGE_STATS": "1",
-           "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    space = os.environ.get(
+        "VLLM_CPU_KVCACHE_SPACE", "1"
+    )  # GiB; where there is no GPU vLLM wants nearly all memory otherwise
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), "VLLM_CPU_KVCACHE_SPACE": space,
+           "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING",
+           "HF_HUB_OFFLINE": "1"}  # fmt: skip
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=SECONDS, env=env)
     if done.returncode or not out.is_file():
         told = [text for text in done.stderr.strip().splitlines() if "Error" in text]

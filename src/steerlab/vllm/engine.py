@@ -56,6 +56,9 @@ class VLLMEngine:
         """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault(
+            "VLLM_CPU_KVCACHE_SPACE", "4"
+        )  # GiB; without it vLLM wants nearly all memory where there is no GPU
         try:
             vllm: Any = importlib.import_module("vllm")
         except ImportError as problem:

@@ -1,9 +1,10 @@
-"""What vLLM calls in each of its processes, and what is changed there: four of its methods, each in one place.
+"""What vLLM calls in each of its processes, and what is changed there: five of its methods, each in one place.
 
 * `InputProcessor.process_inputs`: a request's steering is resolved, and its prefix-cache salt set, or it fails;
 * `EngineCore.preprocess_add_request`: a steered request that nothing resolved fails, alone;
-* `WorkerWrapperBase.init_worker`: the worker, whichever it is, lays tables, lets blocks pass through them and puts the seam in
-  once its model is loaded, and sings the canary once it is compiled;
+* `WorkerBase.__init__`: a worker, whichever it is, lays tables, lets blocks pass through them and puts the seam in once its
+  model is loaded, and sings the canary once it is compiled;
+* `EngineCore._initialize_kv_caches`: an engine whose workers haven't all done so doesn't start;
 * `VllmConfig.compute_hash`: the key of compiled graphs tells apart engines with other tables, or none.
 
 Where the engine has no settings of ours, all this stands aside, but a request that asks to be steered still fails.
@@ -38,7 +39,8 @@ def register() -> None:
     _around("vllm.config.vllm", "VllmConfig", "compute_hash", _hashed)
     _around("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs", _processed)
     _around("vllm.v1.engine.core", "EngineCore", "preprocess_add_request", _preprocessed)
-    _around("vllm.v1.worker.worker_base", "WorkerWrapperBase", "init_worker", _made)
+    _around("vllm.v1.engine.core", "EngineCore", "_initialize_kv_caches", _readied)
+    _around("vllm.v1.worker.worker_base", "WorkerBase", "__init__", _made)
 
 
 def settings_of(config: Any) -> Settings | None:
@@ -109,10 +111,16 @@ def _processed(method: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         found = _admitted(processor, given, request)
     except SteerlabError as problem:
-        raise DataError(str(problem)) from problem  # a ValueError, which vLLM answers with 400
+        raise _theirs()(str(problem)) from problem  # which vLLM answers with 400
     sampling.extra_args = {**sampling.extra_args, KEY: found.to_json()}  # a copy of this request's own
     request.cache_salt = f"{found.salt}:{request.cache_salt}" if request.cache_salt else found.salt
     return request
+
+
+def _theirs() -> type[Exception]:
+    """The error by which vLLM tells that a request was wrong, rather than the server."""
+    exceptions: Any = importlib.import_module("vllm.exceptions")
+    return getattr(exceptions, "VLLMValidationError", DataError)
 
 
 def _admitted(processor: Any, given: object, request: Any) -> Asked:
@@ -200,18 +208,33 @@ def _preprocessed(method: Any, core: Any, request: Any, *args: Any, **kwargs: An
     return method(core, request, *args, **kwargs)
 
 
-def _made(method: Any, wrapper: Any, *args: Any, **kwargs: Any) -> Any:
-    """A worker was made: what it does when its model is loaded, and when it is compiled."""
-    result = method(wrapper, *args, **kwargs)
-    worker = wrapper.worker
+def _readied(method: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
+    """Every worker says that it is ready to steer, or the engine doesn't start: a plug-in may be missing in a process."""
+    result = method(core, *args, **kwargs)
+    if settings_of(core.vllm_config) is not None:
+        try:
+            told: list[Any] = core.model_executor.collective_rpc("steerlab_told")
+        except Exception as problem:
+            raise UnsupportedError(
+                "a worker of this engine can't steer, since steerlab's plug-in isn't loaded in its process (is steerlab installed"
+                f" there, and does VLLM_PLUGINS leave it in?): {problem}"
+            ) from problem
+        log.info("steerlab: %d worker(s): %s", len(told), told[0])
+    return result
+
+
+def _made(method: Any, worker: Any, *args: Any, **kwargs: Any) -> None:
+    """A worker is made: what it does when its model is loaded, and when it is compiled."""
+    method(worker, *args, **kwargs)
     settings = settings_of(worker.vllm_config)
     if settings is None:
-        return result
+        return
     load, warm = worker.load_model, worker.compile_or_warm_up_model
 
     def loaded(*args: Any, **kwargs: Any) -> Any:
         done = load(*args, **kwargs)
         setattr(worker, MARK, _install(worker.model_runner, settings))
+        worker.steerlab_told = lambda: "tables are laid"
         return done
 
     def warmed(*args: Any, **kwargs: Any) -> Any:
@@ -219,11 +242,11 @@ def _made(method: Any, wrapper: Any, *args: Any, **kwargs: Any) -> Any:
         if settings.canary:
             from .canary import sing
 
-            log.info("steerlab: %s", sing(worker.model_runner, *getattr(worker, MARK)))
+            found = sing(worker.model_runner, *getattr(worker, MARK))
+            worker.steerlab_told = lambda: found
         return done
 
     worker.load_model, worker.compile_or_warm_up_model = loaded, warmed
-    return result
 
 
 def _install(runner: Any, settings: Settings) -> Any:
