@@ -39,6 +39,16 @@ test-ray:  ## two replicas on Ray Serve: steerings and replicas replaced under l
 	@PYTHON=$(or $(PYTHON),python3) tools/setup $(VENV)-ray test,ray
 	@STEERLAB_RAY=1 OMP_NUM_THREADS=1 $(VENV)-ray/bin/python -m pytest tests/test_serve_replicas.py
 
+test-vllm: setup  ## stock vLLM with the plug-in, eager and compiled, in an environment of its own (tens of minutes, 3.5 GB)
+	@tools/vllm $(VENV)-vllm
+	@for mode in eager uncached compiled; do \
+	  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 STEERLAB_VLLM_TEST=$$mode $(abspath $(VENV)-vllm)/bin/python -m pytest -p no:warnings -s tests/test_vllm.py tests/test_vllm_v2.py || exit 1; done
+	@OMP_NUM_THREADS=1 STEERLAB_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest tests/test_vllm_used.py
+
+bench-vllm: setup  ## tokens a second in compiled vLLM: nobody steered, and 1 to 256 steerings at every block (tens of minutes)
+	@tools/vllm $(VENV)-vllm
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(abspath $(VENV)-vllm)/bin/python benchmarks/bench_vllm.py
+
 mutants: setup  ## break things on purpose and see that the laws catch each
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 

@@ -122,11 +122,13 @@ class Listening:
 class Process:
     """`steerlab serve` as a person would start it, on a free port."""
 
-    def __init__(self, *words: str, folder: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *words: str, folder: Path, environment: dict[str, str] | None = None, python: str = sys.executable
+    ) -> None:
         self.log = folder / "server.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "steerlab", "serve", "--port", "0", "--store", str(folder / "store"), *words],
+                [python, "-m", "steerlab", "serve", "--port", "0", "--store", str(folder / "store"), *words],
                 cwd=folder,
                 stderr=log,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
@@ -152,8 +154,10 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(*words: str, folder: Path, environment: dict[str, str] | None = None) -> Iterator[Process]:
-    server = Process(*words, folder=folder, environment=environment)
+def process(
+    *words: str, folder: Path, environment: dict[str, str] | None = None, python: str = sys.executable
+) -> Iterator[Process]:
+    server = Process(*words, folder=folder, environment=environment, python=python)
     try:
         yield server
     finally:

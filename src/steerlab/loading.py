@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from .contrast import Contrast, Example
     from .engines.hf import HFEngine
     from .engines.render import Template
+    from .vllm.engine import VLLMEngine
 
 
 def load(
@@ -32,6 +36,33 @@ def load(
             str(pilot.folder(model)), dtype="float32", device=device, batch_size=batch_size, label=model
         )
     return HFEngine.load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+
+
+def load_vllm(
+    model: str = "pilot",
+    *,
+    steerings: Sequence[Path] = (),
+    template: Template = "chat",
+    revision: str | None = None,
+    dtype: str = "auto",
+    rows: int = 64,
+    options: str | None = None,
+) -> VLLMEngine:
+    """The same model in stock vLLM, steered request by request, for a server. Needs the extra `vllm`.
+
+    Its tables hold what these files need, two of the largest at once; `options` are vLLM's own arguments as JSON. Raises
+    `ConfigError` where vLLM isn't installed, `UnsupportedError` where its canary dies.
+    """
+    from . import pilot
+    from .vllm.engine import VLLMEngine, read_options
+
+    built_in = model in pilot.VARIANTS
+    where = str(pilot.folder(model)) if built_in else model
+    dtype = "float32" if built_in else dtype
+    return VLLMEngine.load(
+        where, steerings, label=model, revision=revision, dtype=dtype, template=template, rows=rows,
+        options=read_options(options),
+    )  # fmt: skip
 
 
 def read_data(

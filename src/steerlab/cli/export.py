@@ -157,10 +157,12 @@ def push(
 
 def verify(
     file: Annotated[Path, typer.Argument(help="The steering's file.")],
-    on: Annotated[str, typer.Option(help="Engines, with commas between: hf, gguf, baked.")] = "hf",
+    on: Annotated[str, typer.Option(help="Engines, with commas between: hf, gguf, baked, vllm.")] = "hf",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What it is tried on, given twice or more, of unlike lengths.")] = None,
     tolerance: Annotated[float | None, typer.Option(min=0, help="Nats by which log-probabilities may differ (each engine's own otherwise).")] = None,
     llamacpp: Annotated[str | None, typer.Option(help="A Python that has llama-cpp-python, where this one hasn't.")] = None,
+    vllm: Annotated[str | None, typer.Option(help="A Python that has vLLM and steerlab, where this one hasn't.")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="vLLM compiled (minutes more on a CPU) instead of eager.")] = False,
     strength: Strength = 1.0,
     model: TheModel = None,
     revision: Revision = None,
@@ -185,7 +187,9 @@ def verify(
         engine = load(named, revision=revision, dtype=dtype, device=device, template=template)
         asked = [Example.ask(text) for text in prompt] if prompt else None
         names = [name.strip() for name in on.split(",") if name.strip()]
-        receipts = checked(engine, steering, names, prompts=asked, options=Options(tolerance, llamacpp))
+        receipts = checked(
+            engine, steering, names, prompts=asked, options=Options(tolerance, llamacpp, vllm=vllm, compiled=compiled)
+        )
     if json:
         dump(_told(steering, engine.name, receipts))
     else:

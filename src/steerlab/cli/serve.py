@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from .common import BatchSize, Config, Device, Dtype, Model, Revision, TemplateOption, say
 
 KEY = "STEERLAB_API_KEY"
+ENGINES = ("hf", "vllm")
 
 
 def serve(
@@ -21,6 +22,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Address; other than this machine's own it takes keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="YAML file `keys: [{name, key or sha256, scopes: [use, upload, admin]}]`; the variable STEERLAB_API_KEY is an admin key.")] = None,
+    engine: Annotated[str, typer.Option(help="What runs the model: hf (transformers), or vllm (stock vLLM with steerlab's plug-in; extra vllm).")] = "hf",
+    engine_options: Annotated[str | None, typer.Option(help='vLLM\'s own arguments as JSON, e.g. {"max_model_len": 4096}; its tables under "additional_config".')] = None,
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -55,7 +58,7 @@ def serve(
         import uvicorn  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as problem:
         raise ConfigError(f"the server needs {problem.name}; install steerlab[serve].") from problem
-    from ..loading import load
+    from ..loading import load, load_vllm
     from ..serve.keys import Keys
     from ..serve.run import serve as run
     from ..serve.service import Service
@@ -68,6 +71,16 @@ def serve(
         strict=strict, shared=shared,
     )  # fmt: skip
     known = Keys.read(keys, os.environ.get(KEY))
+    if engine not in ENGINES:
+        raise ConfigError(f"there is no engine {engine!r}. {nearest(engine, ENGINES)}")
+    if engine == "vllm" and device is not None:
+        raise ConfigError("vLLM chooses its device itself; leave --device out.")
+    if engine != "vllm" and engine_options is not None:
+        raise ConfigError("--engine-options are vLLM's; give --engine vllm with them.")
+    if replicas and engine == "vllm":
+        raise ConfigError(
+            "replicas run the Hugging Face engine; for vLLM start one server for each (--engine vllm) with --shared."
+        )
     if replicas:
         from ..serve.replicas import Plan, serve_replicas
 
@@ -79,8 +92,15 @@ def serve(
         serve_replicas(plan, host, port, address=ray_address, told=lambda address: say(f"serving {model} on {address}"))
         return
     say(f"loading {model}")
-    engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
-    service = Service(engine, settings, known)
+    runs = (
+        load_vllm(
+            model, steerings=[*(steering or ()), *sorted(store.glob("*.safetensors"))], revision=revision, dtype=dtype,
+            template=template, rows=batch_size, options=engine_options,
+        )
+        if engine == "vllm"
+        else load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+    )  # fmt: skip
+    service = Service(runs, settings, known)
     for path in steering or ():
         service.bring(path)
-    run(service, host, port, told=lambda address: say(f"serving {engine.name} on {address}"))
+    run(service, host, port, told=lambda address: say(f"serving {runs.name} on {address}"))

@@ -53,6 +53,8 @@ from .render import Rendered, Renderer, Template
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .hf_serving import Running
+
 Padding = Literal["left", "right"]
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
 SHARED = 4096  # tokens of a row of answers to one prompt
@@ -234,6 +236,12 @@ class HFEngine(Trainable):
             elif width != i.edit.width:
                 reasons.append(f"its {i.edit.kind} at {i.site} has the width {i.edit.width}, and the site here {width}")
         return reasons
+
+    def running(self) -> Running:
+        """The replies of a server, decoded in one batch that goes on."""
+        from .hf_serving import Running
+
+        return Running(self)
 
     # --- running ------------------------------------------------------------------------------------------------------
 

@@ -227,7 +227,7 @@ class Decoder:
                 row.finish = "stop"
                 continue
             self._note(row, n, logprobs)
-            self._add(row, token, logprob)
+            add(row, token, logprob, self._renderer)
             if row.unsteered and row.finish is None:
                 row.resting = inside(row.opened + self._renderer.text(row.ids, special=True), row.unsteered)
 
@@ -256,20 +256,22 @@ class Decoder:
             collected = self._hooks.collected
             row.readings.append(tuple(float(r(collected[r.site][n, -1])) for r in row.readouts))
 
-    def _add(self, row: Row, token: int, logprob: float) -> None:
-        row.ids.append(token)
-        row.logprobs.append(logprob)
-        if token in self._renderer.ends:
-            row.finish = "stop"  # the token is taken off again by whoever reads the row: it is no part of the reply
+
+def add(row: Row, token: int, logprob: float, renderer: Renderer) -> None:
+    """One token more of a reply, and whether it ends there."""
+    row.ids.append(token)
+    row.logprobs.append(logprob)
+    if token in renderer.ends:
+        row.finish = "stop"  # the token is taken off again by whoever reads the row: it is no part of the reply
+        return
+    if row.sampling.stop:
+        row.text = renderer.text(row.ids, keep=row.markers)
+        cuts = [at for s in row.sampling.stop if (at := row.text.find(s)) >= 0]
+        if cuts:
+            row.text, row.finish = row.text[: min(cuts)], "stop"
             return
-        if row.sampling.stop:
-            row.text = self._renderer.text(row.ids, keep=row.markers)
-            cuts = [at for s in row.sampling.stop if (at := row.text.find(s)) >= 0]
-            if cuts:
-                row.text, row.finish = row.text[: min(cuts)], "stop"
-                return
-        if len(row.ids) >= row.limit:
-            row.finish = "length" if row.limit == row.sampling.max_new_tokens else "context"
+    if len(row.ids) >= row.limit:
+        row.finish = "length" if row.limit == row.sampling.max_new_tokens else "context"
 
 
 def reply(row: Row, renderer: Renderer) -> Reply:

@@ -68,10 +68,15 @@ def sketch(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, list[float]]:
     sketch: dict[str, list[float]] = {}
     for name, weight in named.items():
         if isinstance(weight, Tensor) and weight.ndim == 2 and weight.device.type != "meta":
-            rows, columns = weight.shape
-            at = torch.arange(32, device=weight.device)
-            sketch[name] = [round(v, 6) for v in weight.detach()[at * 7 % rows, at * 13 % columns].float().tolist()]
+            sketch[name] = sampled(weight)
     return sketch
+
+
+def sampled(weight: Tensor) -> list[float]:
+    """The values of a matrix that a sketch has."""
+    rows, columns = weight.shape
+    at = torch.arange(32, device=weight.device)
+    return [round(v, 6) for v in weight.detach()[at * 7 % rows, at * 13 % columns].float().tolist()]
 
 
 def identity(model: PreTrainedModel, template: str) -> str:
@@ -88,6 +93,10 @@ def identity(model: PreTrainedModel, template: str) -> str:
 
 def shape(model: PreTrainedModel) -> str:
     """A digest of the sizes that its configuration gives."""
-    config = text_config(model)
+    return shape_of(text_config(model))
+
+
+def shape_of(config: Any) -> str:
+    """A digest of the sizes that a language model's configuration gives."""
     told = {key: getattr(config, key, None) for key in BY_NUMBER}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

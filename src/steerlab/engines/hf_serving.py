@@ -13,7 +13,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -33,10 +33,17 @@ if TYPE_CHECKING:
 KEPT = 64  # prompts that are remembered: a server's are other people's
 
 
+class Speaking(Protocol):
+    """What writes conversations as a model reads them."""
+
+    tokenizer: Any
+    renderer: Renderer
+
+
 class Prompts:
     """Writes conversations and texts as ids, on a tokenizer of its own, so that any thread may ask."""
 
-    def __init__(self, engine: HFEngine) -> None:
+    def __init__(self, engine: Speaking) -> None:
         own = copy.deepcopy(engine.tokenizer)
         self._renderer = Renderer(own, engine.renderer.template, engine.renderer.ends, kept=KEPT)
         self._lock, self.vocabulary = Lock(), len(own)
@@ -90,7 +97,11 @@ class Prompts:
 @dataclass(frozen=True, eq=False)
 class Ask:
     """One reply that is wanted. `sampling` has one seed; `tops` likeliest tokens are told beside each token; special tokens
-    called as `markers` say stay in its text."""
+    called as `markers` say stay in its text.
+
+    `parts` says what the steering was put together from, for engines that fetch it by digest: each one's digest, its strength,
+    and its positions where they aren't its own.
+    """
 
     prompt: Rendered
     steering: Steering | None = None
@@ -99,6 +110,7 @@ class Ask:
     readouts: tuple[Readout, ...] = ()
     unsteered: tuple[Span, ...] = ()
     markers: tuple[str, ...] = ()
+    parts: tuple[tuple[str, float, str | None], ...] = ()
 
 
 class Running:

@@ -34,6 +34,7 @@ class Part:
     strength: float
     steering: Steering
     standing: Standing  # in its calibrated range
+    positions: str | None = None  # where they aren't its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ def _part(term: Term, store: Store) -> Part:
     where = standing(entry.steering.meta.range, term.strength)
     if moved and term.strength:
         where = Standing("not calibrated", "it is not calibrated at other positions than it was fitted for")
-    return Part(entry, term.strength, steering, where)
+    return Part(entry, term.strength, steering, where, term.positions)
 
 
 def _keep_to_ranges(parts: Sequence[Part]) -> None:

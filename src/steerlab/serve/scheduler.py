@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from ..engines.base import Reply
 from ..engines.hf_generate import Row
 from ..engines.hf_hooks import Tally
-from ..engines.hf_serving import Ask, Running
+from ..engines.hf_serving import Ask
 from .metrics import Metrics
 from .problems import Problem
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..engines.hf import HFEngine
+    from ..engines.hf_serving import Running
+    from ..vllm.engine import Running as VLLMRunning
+    from ..vllm.engine import VLLMEngine
 
 T = TypeVar("T")
 log = logging.getLogger("steerlab.serve")
@@ -68,13 +71,15 @@ class Job:
     asked_at: float = field(default_factory=time.monotonic)
     row: Row | None = None
     sent: int = 0  # tokens told of
+    counted: int = 0  # tokens that the metrics know of
 
 
 class Scheduler:
     """Runs jobs on an engine until it is stopped."""
 
-    def __init__(self, engine: HFEngine, settings: Settings, metrics: Metrics) -> None:
-        self._running, self._settings, self._metrics = Running(engine), settings, metrics
+    def __init__(self, engine: HFEngine | VLLMEngine, settings: Settings, metrics: Metrics) -> None:
+        self._running: Running | VLLMRunning = engine.running()
+        self._settings, self._metrics = settings, metrics
         self._context = engine.context
         self._waiting: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -227,11 +232,9 @@ class Scheduler:
                 Failed(Problem(500, "this reply failed inside the model; the server's log says why.", "internal"))
             )
             return
-        now = time.monotonic()
         for job, row in zip(jobs, rows, strict=True):
             job.row = row
             self._metrics.queued.note(began - job.asked_at)
-            self._metrics.first.note(now - job.asked_at)
             self._metrics.tokens.add("prompt", by=len(row.prompt.ids))
         self._jobs += jobs
         self._tell(list(jobs))
@@ -254,9 +257,11 @@ class Scheduler:
     def _tell(self, jobs: Sequence[Job]) -> None:
         """Send what is new; replies that have ended leave before anybody hears that they have."""
         ended: list[tuple[Job, Event]] = []
+        now = time.monotonic()
         for job in jobs:
             row = job.row
             assert row is not None
+            self._count(job, len(row.ids), now)
             if row.problem is not None:
                 ended.append((job, Failed(Problem(400, f"this reply can't go on: {row.problem}", "not_finite"))))
                 continue
@@ -264,13 +269,18 @@ class Scheduler:
                 self._tell_moved(job, row)
             if row.finish is not None:
                 ended.append((job, Done(self._running.reply(row), row, self._running.decisions(row))))
-        self._metrics.tokens.add("generated", by=len(jobs))
         if ended:
             self._running.drop([job.row for job, _ in ended if job.row is not None])
             gone = {id(job) for job, _ in ended}
             self._jobs = [job for job in self._jobs if id(job) not in gone]
             for job, event in ended:
                 job.tell(event)
+
+    def _count(self, job: Job, made: int, now: float) -> None:
+        if made and not job.counted:
+            self._metrics.first.note(now - job.asked_at)
+        self._metrics.tokens.add("generated", by=made - job.counted)
+        job.counted = made
 
     def _tell_moved(self, job: Job, row: Row) -> None:
         piece = self._running.piece(row)

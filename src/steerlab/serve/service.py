@@ -27,6 +27,7 @@ from .talk import Form
 
 if TYPE_CHECKING:
     from ..engines.hf import HFEngine
+    from ..vllm.engine import VLLMEngine
 
 log = logging.getLogger("steerlab.serve")
 UPLOADS = 2  # at a time
@@ -38,7 +39,7 @@ class Service:
     Raises `ConfigError` where every origin's pages may call and nobody needs a key.
     """
 
-    def __init__(self, engine: HFEngine, settings: Settings, keys: Keys) -> None:
+    def __init__(self, engine: HFEngine | VLLMEngine, settings: Settings, keys: Keys) -> None:
         if "*" in settings.cors and not keys.keys:
             raise ConfigError(
                 "all origins may call (cors '*') and there are no keys, so any page that is open on this machine could use,"

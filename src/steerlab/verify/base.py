@@ -24,11 +24,16 @@ LOOSE = 0.1  # nats by which log-probabilities of 16-bit models may differ betwe
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How it is checked. `tolerance` in nats (None: the engine's own); `llamacpp` is a Python that has llama-cpp-python."""
+    """How it is checked. `tolerance` in nats (None: the engine's own).
+
+    `llamacpp` is a Python that has llama-cpp-python, `vllm` one that has vLLM, which runs eager or `compiled`.
+    """
 
     tolerance: float | None = None
     llamacpp: str | None = None
     tokens: int = 12
+    vllm: str | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,346 @@
+"""A request's steering, read and checked before anything runs: it is served exactly, or fails with a sentence.
+
+What a client writes under `steerlab` (in `extra_args`, or over HTTP as a string in `vllm_xargs`): a name, or names and strengths
+in the grammar `0.8*formal-0.5*verbose`, or JSON:
+
+    {"steering": [{"name": "formal", "strength": 0.8, "positions": "all"}, "verbose"], "head": 3}
+
+`head` is how many of the prompt's first tokens are the template's, where the client knows; it is found by the chat template
+otherwise. What the workers get is an object that names files by their digests, and the salt is a digest of the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any, cast
+
+from ..errors import ArtefactError, DataError, UnsupportedError, nearest
+from ..positions import Positions
+from ..steering import Intervention, Steering, same_model
+from .batch import Plan, rows_of
+from .rows import refused
+from .settings import KEY
+from .tables import Size
+
+KEPT = 1024  # files that are remembered
+TERMS = 64
+TERM = re.compile(r"\s*([+-]?)\s*(?:(\d+(?:\.\d+)?)\s*\*)?\s*([^+*\s]+?)\s*(?=[+]|-\s*\d+(?:\.\d+)?\s*\*|$)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One steering of a request: the digest of its file, how strongly, and where instead of where it was fitted to act."""
+
+    digest: str
+    strength: float
+    positions: str | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the workers get, as plain data in a request's `extra_args`."""
+
+    parts: tuple[Part, ...]
+    head: int
+    key: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        parts = [[p.digest, p.strength, p.positions] for p in self.parts]
+        return {"resolved": parts, "head": self.head, "key": self.key}
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], head: int) -> Asked:
+        """With its key: a digest of all that decides what is computed."""
+        told = json.dumps([[p.digest, p.strength, p.positions] for p in parts])
+        return cls(tuple(parts), head, hashlib.sha256(told.encode()).hexdigest())
+
+    @classmethod
+    def from_json(cls, row: object) -> Asked:
+        """What `to_json` wrote. Raises `UnsupportedError` for a request that nothing has resolved."""
+        given = cast("Mapping[str, Any]", row) if isinstance(row, Mapping) else {}
+        if "resolved" not in given:
+            raise UnsupportedError("a steered request came to the engine past steerlab's admission; it is not served.")
+        return cls(tuple(Part(*p) for p in given["resolved"]), int(given["head"]), str(given["key"]))
+
+    @property
+    def salt(self) -> str:
+        """What keeps its prefix-cache blocks apart: the key, and where the template's head ends."""
+        return f"steerlab:{self.key}:{self.head}"
+
+
+class Files:
+    """Steerings by digest, kept in memory and on disk in a folder of the server's own, where nobody changes them."""
+
+    def __init__(self, kept: Path) -> None:
+        self._kept, self._lock = kept, Lock()
+        self._known: OrderedDict[str, Steering] = OrderedDict()
+
+    def keep(self, steering: Steering) -> str:
+        """Its digest; from now on workers find it."""
+        digest = steering.digest
+        path = self._kept / f"{digest}.safetensors"
+        if not path.exists():
+            steering.save(path)
+        self._remember(digest, steering)
+        return digest
+
+    def get(self, digest: str) -> Steering:
+        """The steering of that digest. Raises `ArtefactError`, also where a file isn't what its name says."""
+        with self._lock:
+            if digest in self._known:
+                self._known.move_to_end(digest)
+                return self._known[digest]
+        steering = Steering.load(self._kept / f"{digest}.safetensors")
+        if steering.digest != digest:
+            raise ArtefactError(f"the file of steering {digest[:12]} holds another one; it is not served.")
+        self._remember(digest, steering)
+        return steering
+
+    def _remember(self, digest: str, steering: Steering) -> None:
+        with self._lock:
+            self._known[digest] = steering
+            self._known.move_to_end(digest)
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+
+
+def interventions(files: Files, parts: Sequence[Part]) -> tuple[Intervention, ...]:
+    """All that a request does to activations, in the order in which it acts; what has the strength 0 is left out."""
+    made: list[Intervention] = []
+    for part in parts:
+        steering = files.get(part.digest).scaled(part.strength)
+        given = None if part.positions is None else Positions.parse(part.positions)
+        made += [i if given is None else replace(i, positions=given) for i in steering.interventions]
+    acting = [i for i in made if i.control.most != (0.0, 0.0)]
+    return tuple(sorted(acting, key=lambda i: i.site.depth))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the served model: its name, its fingerprint (None where its files can't be read), its template."""
+
+    name: str
+    fingerprint: dict[str, Any] | None
+    template: str
+
+
+class Admission:
+    """Reads requests. `head` finds the template's head in a prompt's ids; it is asked where a position needs it alone."""
+
+    def __init__(
+        self, folder: Path | None, files: Files, size: Size, model: Known, head: Callable[[Sequence[int]], int], *,
+        classes: int, adopt: bool = False,
+    ) -> None:  # fmt: skip
+        self._folder, self._files, self._size, self._model, self._head = folder, files, size, model, head
+        self._classes, self._adopt = classes, adopt
+        self._read: dict[str, tuple[tuple[int, int, int], str, list[str]]] = {}
+        self._fits: dict[str, list[str]] = {}
+        self._said: dict[str, list[str]] = {}
+
+    def resolve(self, given: object, ids: Sequence[int]) -> Asked:
+        """What the workers get. Raises `SteerlabError` with a sentence for whatever can't be served exactly."""
+        terms, head, written = self._terms(given)
+        parts: list[Part] = []
+        for name, strength, positions in terms:
+            digest = self._named(name)
+            if any(part.digest == digest for part in parts):
+                raise DataError(f"the steering {name!r} is asked for twice; give it once.")
+            steering = self._files.get(digest)
+            if steering.prompt is not None and steering.prompt.strength * strength and not written:
+                raise UnsupportedError(
+                    f"the steering {name!r} has a prompt, which vLLM can't put into a conversation; write it there yourself"
+                    ' and say "prompted": true.'
+                )
+            parts.append(Part(digest, strength, positions))
+        acting = interventions(self._files, parts)
+        asked = Asked.of(parts, 0)
+        if reasons := self._refused(asked.key, acting):
+            raise UnsupportedError(f"this request can't be steered exactly: {'; '.join(reasons)}.")
+        anchored = any(w.anchor == "body" for i in acting for w in i.positions.prompt)
+        if head is None:
+            head = self._head(ids) if anchored else 0
+        head = min(head, max(len(ids) - 1, 0))
+        plan = Plan.of(asked.key, acting, len(ids), head)
+        if len(plan.classes) > self._classes:
+            raise UnsupportedError(
+                f"this request's tokens are steered in {len(plan.classes)} different ways, by their positions, and this server"
+                f' takes {self._classes} (start it with "classes": {len(plan.classes)}).'
+            )
+        return replace(asked, head=head)
+
+    def _refused(self, key: str, acting: Sequence[Intervention]) -> list[str]:
+        reasons = self._said.get(key)
+        if reasons is None:
+            if len(self._said) > 8 * KEPT:
+                self._said.clear()
+            reasons = self._said[key] = self._unfit(acting)
+        return reasons
+
+    def _unfit(self, acting: Sequence[Intervention]) -> list[str]:
+        """Why the tables can't hold it, in words."""
+        if reasons := [reason for i in acting if (reason := refused(i))]:
+            return reasons
+        return [why for layer, row in rows_of(acting).items() if (why := self._size.refused(layer, row))]
+
+    def _terms(self, given: object) -> tuple[list[tuple[str, float, str | None]], int | None, bool]:
+        """Names, strengths and positions; the head; whether the steerings' prompts are in the conversation."""
+        head: Any = None
+        written: Any = False
+        if isinstance(given, str) and given.lstrip()[:1] in ("{", "["):
+            try:
+                given = json.loads(given)
+            except (ValueError, RecursionError) as problem:
+                raise DataError(f"the steering isn't valid JSON: {problem}.") from problem
+        if isinstance(given, Mapping):
+            row = dict(cast("Mapping[str, Any]", given))
+            legal = ("steering", "head", "prompted")
+            for name in row:
+                if name not in legal:
+                    raise DataError(f"the steering has the field {str(name)[:80]!r}. {nearest(str(name)[:80], legal)}")
+            head, written, given = row.get("head"), row.get("prompted", False), row.get("steering")
+            if head is not None and (not isinstance(head, int) or isinstance(head, bool) or head < 0):
+                raise DataError(f"head is {head!r}; expected how many of the prompt's tokens are the template's.")
+            if not isinstance(written, bool):
+                raise DataError(f"prompted is {written!r}; expected true or false.")
+        if isinstance(given, str):
+            terms = _grammar(given)
+        elif isinstance(given, (list, tuple)):
+            terms = [_term(one) for one in cast("Sequence[object]", given)]
+        else:
+            raise DataError(
+                f"the steering is {str(given)[:80]!r}; expected a name, a form like '0.8*formal-0.5*verbose', or JSON with"
+                " the field 'steering'."
+            )
+        if not terms or len(terms) > TERMS:
+            raise DataError(f"the request names {len(terms)} steerings; expected 1 to {TERMS}.")
+        return terms, head, written
+
+    def _named(self, name: str) -> str:
+        """The digest of the steering of that name (or digest), checked against the model."""
+        if name in self._fits:
+            return self._fitting(name, name, self._fits[name])
+        path = self._path(name)
+        if path is None:
+            found = [] if self._folder is None else [p.stem for p in self._folder.glob("*.safetensors")]
+            raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], found)}")
+        stat = path.stat()
+        state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        known = self._read.get(name)
+        if known is None or known[0] != state:
+            steering = Steering.load(path)
+            known = self._read[name] = (state, self.keep(steering), self._misfits(steering))
+        return self._fitting(known[1], name, known[2])
+
+    def _path(self, name: str) -> Path | None:
+        if self._folder is None or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+            return None
+        path = self._folder / f"{name}.safetensors"
+        return path if path.is_file() else None
+
+    def keep(self, steering: Steering) -> str:
+        """Make a steering known by its digest, whatever it is called."""
+        digest, reasons = self._files.keep(steering), self._misfits(steering)
+        if digest not in self._fits or not reasons:
+            self._fits[digest] = reasons
+        return digest
+
+    def refuses(self, steering: Steering) -> list[str]:
+        """Why it can't be served at any strength, in words."""
+        misfits = self._misfits(steering)
+        acting = tuple(i for i in steering.interventions if i.control.most != (0.0, 0.0))
+        return misfits or self._unfit(acting)
+
+    def _fitting(self, digest: str, name: str, reasons: Sequence[str]) -> str:
+        if reasons:
+            raise ArtefactError(f"the steering {name!r} doesn't fit the model served here: {'; '.join(reasons)}.")
+        return digest
+
+    def _misfits(self, steering: Steering) -> list[str]:
+        meta, model = steering.meta, self._model
+        reasons = [
+            f"its {i.edit.kind} at {i.site} has the width {i.edit.width}, and the site here {self._size.width}"
+            for i in steering.interventions
+            if i.site.part == "resid" and i.edit.width != self._size.width
+        ]
+        if meta.fingerprint is None or self._adopt:
+            return reasons
+        if model.fingerprint is None:
+            reasons.append(
+                f"it was fitted on {meta.model or 'some model'}, and the weights' files of {model.name} can't be read to compare"
+                ' (start with "adopt": true to take it over as it is)'
+            )
+        elif not same_model(meta.fingerprint, model.fingerprint):
+            reasons.append(
+                f"it was fitted on {meta.model or 'another model'}, whose shape or weights differ from {model.name}'s (refit it,"
+                ' or start with "adopt": true)'
+            )
+        elif meta.template is not None and meta.template != model.template:
+            reasons.append(
+                'it was fitted with another chat template (start with "adopt": true to take it over as it is)'
+            )
+        return reasons
+
+
+def _grammar(text: str) -> list[tuple[str, float, str | None]]:
+    terms: list[tuple[str, float, str | None]] = []
+    at = 0
+    while at < len(text):
+        found = TERM.match(text, at)
+        if found is None or found.end() == at or (terms and not found[1]):
+            raise DataError(f"the steering has {text[at : at + 80]!r}; expected a form like 0.8*formal-0.5*verbose.")
+        if found[1] == "-" and not found[2]:
+            raise DataError(
+                f"the steering has {text[at : at + 80]!r}; names may hold hyphens, so write -1*{found[3][:40]}."
+            )
+        terms.append((found[3], float(found[1] + (found[2] or "1")), None))
+        at = found.end()
+    return terms
+
+
+def _term(one: object) -> tuple[str, float, str | None]:
+    if isinstance(one, str):
+        return one, 1.0, None
+    row = cast("Mapping[str, Any]", one) if isinstance(one, Mapping) else None
+    legal = ("name", "strength", "positions")
+    if row is None or not isinstance(row.get("name"), str):
+        raise DataError(
+            f"a steering is {str(one)[:80]!r}; expected its name, or an object with name, strength, positions."
+        )
+    for name in row:
+        if name not in legal:
+            raise DataError(f"a steering has the field {str(name)[:80]!r}. {nearest(str(name)[:80], legal)}")
+    strength, positions = row.get("strength", 1.0), row.get("positions")
+    finite = isinstance(strength, (int, float)) and not isinstance(strength, bool) and abs(strength) < 1e6
+    if not finite:
+        raise DataError(f"the strength of {row['name'][:80]!r} is {strength!r}; expected a finite number.")
+    if positions is not None and not isinstance(positions, str):
+        raise DataError(
+            f"the positions of {row['name'][:80]!r} are {positions!r}; expected a name or a form like 'f3+l2'."
+        )
+    if positions is not None:
+        Positions.parse(positions)
+    return row["name"], float(strength), positions
+
+
+def asked(extra: Mapping[str, Any] | None) -> object | None:
+    """What a request's `extra_args` ask of steerlab, or None."""
+    return None if not extra else extra.get(KEY)
+
+
+def kept_folder() -> Path:
+    """The server's own folder, the same in all its processes. Raises `UnsupportedError` where it was never made."""
+    given = os.environ.get("STEERLAB_VLLM_KEPT")
+    if not given:
+        raise UnsupportedError(
+            "steerlab's folder is not known to this process; the plug-in wasn't loaded at the start."
+        )
+    return Path(given)

@@ -1,0 +1,276 @@
+"""vLLM behind `steerlab serve`: the same requests, answers and checks, with vLLM's scheduler and kernels under them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engines.base import Piece, Reply, Sampling
+from ..engines.hf_generate import Row, add, piece, reply
+from ..engines.hf_hooks import Tally
+from ..engines.hf_serving import Ask
+from ..engines.render import Renderer, Template
+from ..errors import ConfigError, DataError, UnsupportedError
+from ..steering import Steering
+from .admission import Admission
+from .batch import rows_of
+from .plugin import admission, register
+from .rows import refused
+from .settings import KEY
+
+
+@dataclass(eq=False)
+class VLLMEngine:
+    """A model in vLLM, and what a server asks of an engine. `core` is vLLM's `LLMEngine`."""
+
+    core: Any
+    name: str
+    tokenizer: Any
+    renderer: Renderer
+    context: int
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        steerings: Sequence[Path] = (),
+        *,
+        label: str | None = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        template: Template = "chat",
+        rows: int = 64,
+        options: Mapping[str, Any] | None = None,
+    ) -> VLLMEngine:
+        """A model by its name on the hub or its folder; `options` are vLLM's own arguments.
+
+        Tables are as large as what these files need, twice over, unless `options` say otherwise (under `additional_config`).
+        Raises `ConfigError` where vLLM isn't installed or doesn't take an option, `UnsupportedError` where the canary dies.
+        """
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault(
+            "VLLM_CPU_KVCACHE_SPACE", "4"
+        )  # GiB; without it vLLM wants nearly all memory where there is no GPU
+        try:
+            vllm: Any = importlib.import_module("vllm")
+        except ImportError as problem:
+            raise ConfigError(
+                f"vLLM can't be imported here ({problem}); install steerlab[vllm], or on a machine without a GPU run"
+                " `tools/vllm VENV` and use that environment."
+            ) from problem
+        register()
+        given = dict(options or {})
+        extra = dict(given.pop("additional_config", None) or {})
+        extra[KEY] = {**_sizes(steerings), **(extra.get(KEY) or {})}
+        given = {
+            "max_num_seqs": rows,
+            "dtype": dtype,
+            "revision": revision,
+            **given,
+            "model": model,
+            "additional_config": extra,
+        }
+        try:
+            arguments = vllm.EngineArgs(**given)
+        except TypeError as problem:
+            raise ConfigError(f"vLLM doesn't take these options: {problem}.") from problem
+        core = vllm.LLMEngine.from_engine_args(arguments)
+        config = core.vllm_config
+        from transformers import AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
+        renderer = Renderer(tokenizer, template, _ends(model, revision, tokenizer))
+        return cls(core, label or model, tokenizer, renderer, int(config.model_config.max_model_len))
+
+    @property
+    def admission(self) -> Admission:
+        """What reads its requests."""
+        return admission(self.core.input_processor)
+
+    def refuses(self, steering: Steering) -> list[str]:
+        """Why it would not run a steering exactly, in words."""
+        return self.admission.refuses(steering)
+
+    def accept(self, steering: Steering) -> None:
+        """Make a steering known. Raises `UnsupportedError` with every reason for which it is refused."""
+        if reasons := self.refuses(steering):
+            raise UnsupportedError(f"{self.name} in vLLM refuses this steering: " + "; ".join(reasons) + ".")
+        self.admission.keep(steering)
+
+    def running(self) -> Running:
+        """What a server's thread drives."""
+        return Running(self)
+
+    def stop(self) -> None:
+        """End its processes."""
+        self.core.engine_core.shutdown()
+
+
+class Running:
+    """The replies that are being decoded: as `engines.hf_serving.Running`, by vLLM."""
+
+    def __init__(self, engine: VLLMEngine) -> None:
+        self._engine, self._count = engine, 0
+        self._rows: dict[str, Row] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def check(self, ask: Ask) -> None:
+        """Raise what makes it impossible here: read-outs, unsteered spans, a prompt that leaves no room, a refused steering."""
+        if ask.readouts:
+            raise UnsupportedError("read-outs aren't built for vLLM; leave `readouts` out, or serve with --engine hf.")
+        if ask.unsteered:
+            raise UnsupportedError(
+                "unsteered spans aren't built for vLLM; leave `unsteered` out, or serve with --engine hf."
+            )
+        if len(ask.prompt.ids) >= self._engine.context:
+            raise DataError(
+                f"the prompt is {len(ask.prompt.ids)} tokens long, and the model's context holds {self._engine.context}; expected"
+                " room for at least one token of reply. Shorten the prompt."
+            )
+        if (extra := self._extra(ask)) is not None:
+            self._engine.admission.resolve(extra[KEY], ask.prompt.ids)
+
+    def admit(self, asks: Sequence[Ask]) -> list[Row]:
+        """Take replies in. They have their first token once it is made: until then a row is empty."""
+        rows: list[Row] = []
+        for n, ask in enumerate(asks):
+            row = self._row(n, ask)
+            self._count += 1
+            name = f"steerlab-{self._count}"
+            self._engine.core.add_request(name, {"prompt_token_ids": list(ask.prompt.ids)}, self._params(ask, row))
+            self._rows[name] = row
+            rows.append(row)
+        return rows
+
+    def step(self) -> list[Row]:
+        """One step of vLLM's; the rows that have got something."""
+        moved: list[Row] = []
+        for output in self._engine.core.step():
+            row = self._rows.get(output.request_id)
+            if row is None or row.finish is not None:
+                continue
+            self._note(row, output.outputs[0])
+            moved.append(row)
+        self._tidy()
+        return moved
+
+    def drop(self, rows: Sequence[Row]) -> None:
+        """These leave before the next step."""
+        for row in rows:
+            row.finish = row.finish or "stop"
+        self._tidy()
+
+    def clear(self) -> None:
+        """All leave."""
+        self.drop(list(self._rows.values()))
+
+    def decisions(self, row: Row) -> dict[int, Tally]:
+        """What its controls have done: there are none here."""
+        return {}
+
+    def reply(self, row: Row) -> Reply:
+        """What a row has said."""
+        return reply(row, self._engine.renderer)
+
+    def piece(self, row: Row) -> Piece | None:
+        """What is new and certain of it."""
+        return piece(row, self._engine.renderer)
+
+    def _tidy(self) -> None:
+        over = [name for name, row in self._rows.items() if row.finish is not None]
+        for name in over:
+            del self._rows[name]
+        if over:
+            self._engine.core.abort_request(over)
+
+    def _row(self, n: int, ask: Ask) -> Row:
+        room = self._engine.context - len(ask.prompt.ids)
+        limit, unused = min(ask.sampling.max_new_tokens, room), torch.Generator()  # vLLM draws by itself
+        return Row(n, ask.prompt, ask.steering, unused, limit, ask.sampling, tops=ask.tops)
+
+    def _note(self, row: Row, output: Any) -> None:
+        """The tokens that are new in an output, which holds all so far."""
+        for token, told in list(zip(output.token_ids, output.logprobs, strict=True))[len(row.ids) :]:
+            if row.finish is not None:
+                return
+            if row.tops:
+                best = sorted(told.items(), key=lambda item: item[1].rank)[: row.tops]
+                row.likeliest.append([(int(one), float(found.logprob)) for one, found in best])
+            add(row, int(token), float(told[token].logprob), self._engine.renderer)
+
+    def _params(self, ask: Ask, row: Row) -> Any:
+        vllm: Any = importlib.import_module("vllm")
+        drawn = ask.sampling
+        return vllm.SamplingParams(
+            max_tokens=row.limit, logprobs=ask.tops, ignore_eos=True, stop_token_ids=list(self._engine.renderer.ends),
+            detokenize=False, extra_args=self._extra(ask), **_drawn(drawn),
+        )  # fmt: skip
+
+    def _extra(self, ask: Ask) -> dict[str, Any] | None:
+        if ask.steering is None or not ask.steering.interventions:
+            return None
+        parts = ask.parts or ((self._engine.admission.keep(ask.steering), 1.0, None),)
+        terms = [{"name": d, "strength": s, **({} if p is None else {"positions": p})} for d, s, p in parts]
+        return {KEY: {"steering": terms, "head": ask.prompt.head, "prompted": True}}
+
+
+def _drawn(sampling: Sampling) -> dict[str, Any]:
+    if sampling.temperature == 0:
+        return {"temperature": 0.0}
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seeds(1)[0],
+            **({} if sampling.top_k is None else {"top_k": sampling.top_k})}  # fmt: skip
+
+
+def _sizes(files: Sequence[Path]) -> dict[str, Any]:
+    """The tables that these steerings need, two of the largest at once."""
+    rank, diag = 1, False
+    for path in files:
+        needs = needed(Steering.load(path).interventions)
+        rank, diag = max(rank, needs[0]), diag or needs[1]
+    return {"rank": min(2 * rank, 64), "diag": diag}
+
+
+def needed(interventions: Iterable[Any]) -> tuple[int, bool]:
+    """The lines that they take at one block at most, and whether they scale; what can't be served needs nothing."""
+    acting = [i for i in interventions if refused(i) is None]
+    rows = rows_of(acting).values()
+    return max((len(row.lines) for row in rows), default=0), any(row.diag is not None for row in rows)
+
+
+def _ends(model: str, revision: str | None, tokenizer: Any) -> list[int]:
+    """The ids that end a reply: those of the generation config, and the tokenizer's own."""
+    from transformers import GenerationConfig
+
+    ends: list[int] = []
+    try:
+        config: Any = GenerationConfig
+        found: Any = config.from_pretrained(model, revision=revision).eos_token_id
+    except OSError:
+        found = None
+    for given in (found, tokenizer.eos_token_id):
+        if isinstance(given, int):
+            ends.append(given)
+        elif isinstance(given, (list, tuple)):
+            ends.extend(int(one) for one in given)
+    return list(dict.fromkeys(ends))
+
+
+def read_options(text: str | None) -> dict[str, Any]:
+    """vLLM's own arguments as a JSON object. Raises `ConfigError`."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as problem:
+        raise ConfigError(f"the engine's options aren't valid JSON: {problem}.") from problem
+    if not isinstance(found, dict):
+        raise ConfigError('the engine\'s options are no JSON object; expected one such as {"max_model_len": 4096}.')
+    return {str(name): value for name, value in found.items()}
