@@ -58,13 +58,15 @@ class VLLM(Target):
             job = {
                 "model": str(model), "steerings": str(Path(folder) / "steerings"), "dtype": str(engine.model.dtype)[6:],
                 "eager": not options.compiled, "tokens": options.tokens, "context": min(engine.context, 4096),
-                "rows": [{"ids": p.ids[: p.prompt_length], "head": p.head, "strength": s} for p, (_, s) in zip(asked, rows)],
                 **_needs(steering),
             }  # fmt: skip
-            ran = run(python, job, Path(folder))
-            bare = run(
-                python, {**job, "rows": [r for r in job["rows"] if r["strength"] is None], "bare": True}, Path(folder)
-            )
+            asks = [
+                {"ids": p.ids[: p.prompt_length], "head": p.head, "strength": s}
+                for p, (_, s) in zip(asked, rows, strict=True)
+            ]
+            ran = run(python, {**job, "rows": asks}, Path(folder))
+            unsteered = [ask for ask in asks if ask["strength"] is None]
+            bare = run(python, {**job, "rows": unsteered, "bare": True}, Path(folder))
         most, line = self.most(engine, probes, options)
         wanted = [_scored(engine, p, None if s is None else steering.scaled(s), said)
                   for p, (_, s), said in zip(asked, rows, ran["alone"], strict=True)]  # fmt: skip
