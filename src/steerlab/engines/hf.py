@@ -323,7 +323,7 @@ class HFEngine(Trainable):
             items = [self._item(e, s) for e, s in zip(examples, each, strict=True)]
             alike = len({item.prompt for item in items}) < len(items)
             alone = any(s is not None for s in each) or not (alike and self.shares)
-            arranged = packing.rows(items, longest=self.shares, share=not alone)
+            arranged = packing.rows(items, longest=0 if alone else self.shares, share=not alone)
             for start in range(0, len(arranged), self.batch_size):
                 batch, here = packing.packed(
                     items, arranged[start : start + self.batch_size], left=self.padding == "left"
