@@ -294,7 +294,7 @@ class Frozen:
     def _bundles(self, examples: Sequence[Example], alike: Sequence[Hashable | None] | None = None) -> list[Bundle]:
         """Examples in passes; those with equal `alike` may share a prompt.
 
-        What is kept is read row by row: it is done once, and a fit's many steps would add up what rounding differs.
+        What is kept is read row by row: it is done once, so there is little to save.
         """
         keys = [None] * len(examples) if alike is None else alike
         return bundles(
