@@ -126,6 +126,7 @@ def hooks(engine: HFEngine, block: int, repeats: int, tokens: int, folder: Path)
 
         return work
 
+    engine.renderer.ends = ()  # every arm says as much
     shift = shift_of(engine, block)
     arms = {"unsteered": run(engine, None), "shift": run(engine, shift), "clamp": run(engine, clamp_of(engine, block))}
     plain = engine.template == "plain"
@@ -137,15 +138,19 @@ def hooks(engine: HFEngine, block: int, repeats: int, tokens: int, folder: Path)
         said = [[r.ids for r in e.generate(prompts, s, asked)] for e, s in ((engine, shift), (baked, None))]
         same = sum(a == b for a, b in zip(*said, strict=True))
         print(f"  of {BATCH} replies {same} of the baked checkpoint are the hook's, token by token")
-        made = arms["unsteered"]()
-        assert made == [tokens] * BATCH, made
+    for arm, work in arms.items():
+        assert (made := work()) == [tokens] * BATCH, (arm, made)
     found = compared(arms, repeats)
     shares = {name: told(name, ratios) for name, ratios in found.items()}
-    spread = max(abs(100 * r - 100) for r in found["again"])
+    least = 100 * statistics.quantiles(found["again"], n=4)[0] if repeats > 1 else 100.0
     name = "llama" if plain else "pilot"
     lines = [Line(f"{name}_{arm}_speed", shares[arm], 98.0) for arm in ("shift", "clamp")]
-    if plain:
-        lines.append(Line("llama_baked_speed", shares["baked"], 100 - spread))
+    if plain and least < 95:
+        print(
+            f"no bar llama_baked_speed: the same arm twice is at {least:.1f} % in a quarter of the pairs; too noisy to tell"
+        )
+    elif plain:
+        lines.append(Line("llama_baked_speed", shares["baked"], min(100.0, least)))
     return lines
 
 

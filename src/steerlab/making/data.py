@@ -109,7 +109,7 @@ def _judged(made: Contrast, folder: Path, seed: int) -> tuple[Contrast, str, dic
             " were written: look at written.jsonl, describe the trait in other words, ask for more pairs (--pairs), give a"
             " rule that tells it (--rule words:...), or have another model write (--writer)."
         ) from problem
-    kept = [(p, n) for p, n in parts[2].pairs if _degree(filtering, p) - _degree(filtering, n) > APART]
+    kept = [(p, n) for p, n in parts[2].pairs if _further(filtering, p, n)]
     if len(kept) < 8:
         raise DataError(
             f"the judge keeps {len(kept)} of {len(parts[2])} pairs; a fit needs at least 8. Ask for more pairs (--pairs), or"
@@ -121,9 +121,10 @@ def _judged(made: Contrast, folder: Path, seed: int) -> tuple[Contrast, str, dic
     return filtered, rule, {"judges": quality, "filtered_out": len(parts[2]) - len(kept)}
 
 
-def _degree(judge: Judge, example: Example) -> float:
-    """How much of the trait an example's answer shows, from 0 to 1; 0 where that can't be told."""
-    return judge(example.answer or "", example).value or 0.0
+def _further(judge: Judge, positive: Example, negative: Example) -> bool:
+    """Whether the one answer surely shows more of the trait than the other; not where the judge can't tell of either."""
+    more, less = (judge(e.answer or "", e).value for e in (positive, negative))
+    return more is not None and less is not None and more - less > APART
 
 
 def _in_families(part: Contrast) -> Contrast:
