@@ -1,10 +1,13 @@
 """What eight steerings do to each other, and what the proposed composition keeps. `make bench-compose` (tens of minutes)
 
 Each concept's steering is fitted alone (by default CDAS at rank 2, each at its own block of `--layers`, in turn), measured alone,
-two by two and all together, as given, reordered, with overlaps taken out, and weaker. The joint budget is the sum of what the
-steerings cost one by one: together they may cost what they cost apart. Ends with `bar NAME VALUE GOAL RUN` lines.
+two by two and all together, as given, reordered, with overlaps taken out, one-sided, and weaker. The joint budget is the sum of
+what the steerings cost one by one: together they may cost what they cost apart. Beside it, what the unsteered model keeps when
+it is asked in words for all that is to be brought at once: what it can't do when asked, no composition can be expected to do.
+Ends with `bar NAME VALUE GOAL RUN` lines.
 
-    python benchmarks/compose.py
+    python benchmarks/compose.py                    a style and a format brought, six behaviours taken away
+    python benchmarks/compose.py --eight            eight behaviours brought at once
     python benchmarks/compose.py --concepts pirate,bullets --method diff_means --prompts 4 --test 8 --items 20
 """
 
@@ -12,8 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +28,16 @@ from steerlab.evals import heatmap
 from steerlab.evals.compose import Asked, interference
 from steerlab.evals.guarantee import Budget
 from steerlab.evals.joining import Part
+from steerlab.evals.stats import mean
 from steerlab.files import write_text
 
-CONCEPTS = "pirate,sea,joyful,bullets,formal,polite,winter,questions"
+if TYPE_CHECKING:
+    from steerlab.engines.base import Trainable
+    from steerlab.pilot.suite import PilotSuite
+
+CONCEPTS = "pirate,bullets,refusal,backdoor,gloomy,spanish,questions,capitals"
+SUPPRESSED = "refusal,backdoor,gloomy,spanish,questions,capitals"
+EIGHT = "pirate,sea,joyful,bullets,formal,polite,winter,questions"
 
 
 def main() -> None:
@@ -33,7 +47,8 @@ def main() -> None:
     parser.add_argument("--set", default="", help="settings of the method, key=value with commas between")
     parser.add_argument("--layers", default="2", help="blocks, dealt out in turn")
     parser.add_argument("--strength", type=float, default=1.0)
-    parser.add_argument("--suppress", default="", help="concepts that are taken away instead")
+    parser.add_argument("--suppress", default=SUPPRESSED, help="those of them that are taken away instead")
+    parser.add_argument("--eight", action="store_true", help=f"instead: all of {EIGHT} brought at once")
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--test", type=int, default=24)
@@ -44,6 +59,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compose"))
     given = parser.parse_args()
+    if given.eight:
+        given.concepts, given.suppress = EIGHT, ""
     import torch
     import yaml
 
@@ -84,10 +101,42 @@ def main() -> None:
         print(f"  {line}")
     talk = [abs(c.mean) for row in found.cross for c in row if c is not None and c.mean is not None]
     kept, kl = [w.kept.mean for w in found.wholes if w.kept.mean is not None], found.best.costs["kl"].mean
+    told(suite, engine, [p for p in parts if p.direction == "elicit"], given)
     bar("compose_kept_proposed", found.best.kept.mean, 0.9, run)
     bar("compose_kept_best", max(kept, default=None), 0.9, run)
     bar("compose_joint_kl_over_sum", None if kl is None else -kl / apart, -1.0, run)
     bar("compose_cross_talk_mean", -float(np.mean(talk)) if talk else None, -0.1, run)
+
+
+def told(suite: PilotSuite, engine: Trainable, parts: Sequence[Part], given: argparse.Namespace) -> None:
+    """What the unsteered model shows of each behaviour asked for alone and together with all others, in words."""
+    from steerlab.engines.base import Sampling
+    from steerlab.pilot.expression import specs
+    from steerlab.pilot.requests import request_text
+
+    known, rng = specs("pilot"), random.Random(given.seed)
+    asked = [p.task for p in parts if p.task in known]
+    shares: dict[int, list[float | None]] = {1: [], len(asked): []}
+    for task in asked:
+        prompts = suite.prompts(task, "elicit", "test", given.test, given.seed)
+        for wanted in ((task,), tuple(asked)) if len(asked) > 1 else ():
+            requests = [" ".join(request_text(known[c], rng) for c in wanted) for _ in prompts]
+            rows = [
+                replace(p, messages=(*p.messages[:-1], replace(m := p.messages[-1], content=f"{m.content} {request}")))
+                for p, request in zip(prompts, requests, strict=True)
+            ]
+            replies = [r.text for r in engine.generate(rows, None, Sampling(given.tokens))]
+            judge = suite.judge(task)
+            shares[len(wanted)].append(mean([judge.present(s) for s in judge.scores(replies, rows)]))
+    if len(asked) < 2:
+        return
+    alone, together = (sum(v or 0.0 for v in shares[n]) for n in (1, len(asked)))
+    each = ", ".join(
+        f"{n} {a:.2f} -> {b:.2f}"
+        for n, a, b in zip(asked, *shares.values(), strict=True)
+        if a is not None and b is not None
+    )
+    print(f"asked in words, alone -> all {len(asked)} at once: {each}; kept {together / alone:.3f}")
 
 
 def bar(name: str, value: float | None, goal: float, run: str) -> None:

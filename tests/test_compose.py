@@ -13,7 +13,7 @@ from steerlab.errors import ConfigError
 from steerlab.evals import heatmap
 from steerlab.evals.compose import Asked, interference, kept
 from steerlab.evals.guarantee import Budget
-from steerlab.evals.joining import Part, commute, joined, orthogonal, overlap
+from steerlab.evals.joining import Part, commute, joined, orthogonal, overlap, pushed
 from steerlab.evals.stats import Estimate
 from steerlab.methods.base import method
 from steerlab.sites import Site
@@ -123,6 +123,28 @@ def test_what_commutes():
     shift, clamp = at(Shift(random(0, D))), at(Clamp(rows(1, 1), random(2, 1), random(3, 1)))
     assert commute(shift, at(Shift(random(4, D)))) and not commute(shift, clamp)
     assert commute(clamp, at(Clamp(rows(1, 1), random(2, 1), random(3, 1)), site=2))
+
+
+def test_one_sided_clamps_take_away_first_and_leave_alone_what_is_past_their_pole():
+    q = rows(0, 2)
+    bring = at(Clamp(q[:1], torch.tensor([3.0]), torch.tensor([-3.0])))
+    away = at(Clamp(q[1:], torch.tensor([2.0]), torch.tensor([-2.0])))
+    parts = [part("bring", bring), part("away", away, -1.0)]
+    whole, words = pushed(parts)
+    assert "first what is taken away: away" in words and all(type(i.edit) is Push for i in whole.interventions)
+    assert torch.equal(whole.interventions[0].edit.q, q[1:]) and torch.equal(whole.interventions[1].edit.q, q[:1])
+    h = torch.stack([5 * q[0] - 4 * q[1], -q[0] + q[1]])  # past both poles; short of both
+    now = moved(whole, h)
+    assert torch.equal(now[0], h[0])
+    assert torch.allclose(now[1] @ q.T, torch.tensor([3.0, -2.0]), atol=1e-5)
+    assert pushed([part("a", at(Shift(random(0, D))))]) is None
+
+
+def test_what_conflicts_is_decided_by_what_is_brought():
+    q = rows(0, 1)
+    bring, away = (at(Clamp(q, torch.tensor([1.0]), torch.tensor([-1.0]))) for _ in range(2))
+    whole, _ = pushed([part("bring", bring), part("away", away, -1.0)])
+    assert torch.allclose(moved(whole, torch.zeros(1, D)) @ q.T, torch.ones(1, 1), atol=1e-6)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------------

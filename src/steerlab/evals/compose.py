@@ -2,8 +2,8 @@
 
 The interference matrix has a row for what acts as well and a column for whose effect is looked at: how much of a steering's
 own effect is left when another one acts beside it, pair by pair, on dev prompts; and cross-talk, what one alone does to the
-prompts and the judge of another. Then the whole composition: as given, reordered where order counts, with overlaps taken out
-(`joining`), and weaker, each with what it keeps of every effect, what it costs together, and intervals on test prompts.
+prompts and the judge of another. Then the whole composition: as given, reordered where order counts, with overlaps taken out or
+one-sided (`joining`), and weaker, each with what it keeps of every effect, what it costs together, and intervals on test prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..engines.base import Trainable
 from ..errors import ConfigError, EditError
 from ..steering import Steering
 from .guarantee import Budget
-from .joining import Joined, Part, commute, joined, orthogonal, overlap
+from .joining import Joined, Part, commute, joined, orthogonal, overlap, pushed
 from .measure import Amounts, Values, capability, measure_effects
 from .results import Direction
 from .search import halving
@@ -191,21 +191,19 @@ class _Run:
         return tuple(replace(w, chosen=w is best) for w in found)
 
     def ways(self, change: Sequence[Sequence[Estimate | None]]) -> list[Joined]:
-        """As given; reordered, where order counts; without overlaps, where there are any; weaker, where the cost asks for it."""
+        """As given; reordered, where order counts; without overlaps; one-sided; weaker, where the cost asks for it."""
         found = [Joined("as given", joined(self.parts), "added in the order given")]
         order = self.order(change)
         if order != list(range(len(self.parts))):
             names = ", ".join(self.parts[i].name for i in order)
             found.append(Joined("reordered", joined(self.parts, order), f"the most disturbed last: {names}"))
-        free = orthogonal(self.parts)
-        if free is not None:
-            found.append(Joined("overlaps taken out", *free))
+        made = (("overlaps taken out", orthogonal(self.parts)), ("one-sided", pushed(self.parts)))
+        others = [Joined(name, *way) for name, way in made if way is not None]
+        found += others
         factor = self.factor()
         if factor is not None:
             found.append(Joined("weaker", joined(self.parts, None, factor), f"all strengths times {factor:.3g}"))
-            if free is not None and (shrunk := self.shrunk(free[0])) is not None:
-                found.append(shrunk)
-        return found
+        return found + [weaker for way in others if (weaker := self.shrunk(way)) is not None]
 
     def order(self, change: Sequence[Sequence[Estimate | None]]) -> list[int]:
         """Those that lose most beside others act last; those that commute with all others stay where they are."""
@@ -226,12 +224,12 @@ class _Run:
 
         return self._edge(at)
 
-    def shrunk(self, whole: Steering) -> Joined | None:
+    def shrunk(self, way: Joined) -> Joined | None:
         """A composition at a strength that keeps the budget; None where it needn't be weaker."""
-        factor = self._edge(whole.scaled)
+        factor = self._edge(way.steering.scaled)
         if factor is None:
             return None
-        return Joined("overlaps taken out, weaker", whole.scaled(factor), f"the whole at {factor:.3g} of its strength")
+        return Joined(f"{way.name}, weaker", way.steering.scaled(factor), f"the whole at {factor:.3g} of its strength")
 
     def _edge(self, at: Callable[[float], Steering]) -> float | None:
         def read(arm: int, direction: Direction, size: float, share: float) -> tuple[float | None, float]:

@@ -5,6 +5,8 @@ exactly. Of shifts d_i·u_i (u_i of length 1, rows of U) the dual ones d_i·(U U
 other, with the least total movement. Of clamps that set Q h = p with stacked rows Q = M B (B an orthonormal basis of their
 span) one clamp on B to M⁻¹p sets all coordinates at once, where one clamp after the other leaves only the last one's set.
 Nearly collinear directions ask for opposite things: their condition number is told, and beyond `WORST` nothing is taken out.
+Where behaviours are taken away and others brought, clamps served one-sided are in each other's way less: a `Push` away from a
+behaviour does nothing where it isn't shown, so what is taken away comes first and what is brought has the last word.
 """
 
 from __future__ import annotations
@@ -107,6 +109,25 @@ def orthogonal(parts: Sequence[Part]) -> tuple[Steering, str] | None:
     if not any("made" in line for line in words):
         return None
     return replace(whole, interventions=tuple(kept)), "; ".join(words)
+
+
+def pushed(parts: Sequence[Part]) -> tuple[Steering, str] | None:
+    """The sum with every clamp a `Push`, what is taken away first, and what was done; None where there is no clamp."""
+    clamps = sum(type(i.edit) is Clamp for p in parts for i in p.steering.interventions)
+    if not clamps:
+        return None
+    served = [
+        replace(p, steering=p.steering.one_sided())
+        if any(type(i.edit) is Clamp for i in p.steering.interventions)
+        else p
+        for p in parts
+    ]
+    order = sorted(range(len(parts)), key=lambda i: parts[i].direction == "elicit")  # stable
+    first = [parts[i].name for i in order if parts[i].direction != "elicit"]
+    words = f"{clamps} clamps move towards their pole and never back"
+    if order != list(range(len(parts))):
+        words += f"; first what is taken away: {', '.join(first)}"
+    return joined(served, order), words
 
 
 def commute(a: Steering, b: Steering) -> bool:
