@@ -158,6 +158,19 @@ def test_raptor_moves_a_token_to_exactly_the_probability_and_leaves_a_sure_one_a
         Raptor(probability=0.2)
 
 
+def test_raptor_stays_near_the_activations_where_every_ridge_tells_the_classes_apart():
+    draw = torch.Generator().manual_seed(0)
+    there = torch.zeros(24)
+    there[0] = 40.0
+    positive, negative = (torch.randn(48, 24, generator=draw) + side * there for side in (1, -1))
+    push, accuracy = Raptor()._solve(positive, negative)
+    gap = float((positive.mean(0) - negative.mean(0)) @ push.q[0])
+    assert accuracy == 1.0
+    assert (
+        float(push.positive - push.negative) < 2 * gap
+    )  # with the strongest ridge of those that are right: more than 5
+
+
 def test_linear_transport_recovers_a_planted_map():
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)).double()
     a, c = torch.tensor([0.5, 2.0, 1.0, 3.0, 0.1, 1.5]).double(), torch.arange(6).double()

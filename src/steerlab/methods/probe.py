@@ -6,6 +6,7 @@ all rows; the weight is folded back to raw activations. Its length is the gap be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -42,11 +43,14 @@ def fit_probe(
     ridges: Sequence[float],
     held_out: float,
     seed: int,
+    calibrated: bool = False,
 ) -> tuple[Float[Tensor, " d"], float, float]:
     """Weight and bias of the classes' log-odds in raw activations, and the accuracy on held-out rows of the ridge chosen.
 
-    Standardised on the rows that are fitted on, refitted on all with the ridge of the best held-out accuracy (ties go to
-    the strongest). Raises `DataError` for fewer than four rows of a class.
+    Standardised on the rows that are fitted on, refitted on all with the ridge of the best held-out accuracy. Ties go to
+    the strongest, which is best for a direction; where its probabilities count (`calibrated`), to the likeliest: of classes
+    that are told apart by every ridge the strongest says of each row that it is hardly likelier one than the other.
+    Raises `DataError` for fewer than four rows of a class.
     """
     if min(len(positive), len(negative)) < 4:
         raise DataError(
@@ -58,15 +62,17 @@ def fit_probe(
     centre, spread = x[train].mean(dim=0), x[train].std(dim=0)
     spread = torch.where(spread > 1e-8, spread, torch.ones_like(spread))
     z = (x - centre) / spread
-    best, chosen = -1.0, ridges[0]
+    best, chosen = (-1.0, -math.inf), ridges[0]
     for ridge in sorted(ridges, reverse=True):
         weight, bias = fit_logistic(z[train], y[train], ridge)
-        accuracy = float(((z[test] @ weight + bias) * y[test] > 0).double().mean())
-        if accuracy > best + 1e-9:
-            best, chosen = accuracy, ridge
+        margins = (z[test] @ weight + bias) * y[test]
+        accuracy = float((margins > 0).double().mean())
+        found = (round(accuracy, 9), -float(softplus(-margins).mean()) if calibrated else 0.0)
+        if found > best:
+            best, chosen = found, ridge
     weight, bias = fit_logistic(z, y, chosen)
     raw = weight / spread
-    return raw.float(), float(bias - raw @ centre), best
+    return raw.float(), float(bias - raw @ centre), best[0]
 
 
 def split_rows(n: int, m: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:

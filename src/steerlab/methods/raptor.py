@@ -3,7 +3,8 @@
 The probe is fitted on standardised activations, its ridge chosen among many on a held-out part, and mapped back to raw
 ones: p = σ(w·h + b). An activation whose p falls short of the target is moved along w until p is the target (the published
 code moves along the unit vector and leaves b out, and its p isn't the probe's); others are left alone. Blocks whose probe
-isn't accurate enough are left alone, too.
+isn't accurate enough are left alone, too. Of ridges that are equally accurate the paper takes the strongest, whose w is so
+small where classes are far apart that p = .9999 lies many times farther than any activation; here the likeliest is taken.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Raptor(Method):
     def _solve(self, positive: Float[Tensor, "n d"], negative: Float[Tensor, "m d"]) -> tuple[Push, float]:
         n = (1 - self.held_out) * (len(positive) + len(negative))
         ridges = [1 / (c * n) for c in torch.logspace(-4, 2, self.grid).tolist()]  # C as scikit-learn counts it
-        weight, bias, accuracy = fit_probe(positive, negative, ridges, self.held_out, self.seed)
+        weight, bias, accuracy = fit_probe(positive, negative, ridges, self.held_out, self.seed, calibrated=True)
         norm = float(weight.norm())
         far = math.log(self.probability / (1 - self.probability))
         poles = [torch.tensor([(sign * far - bias) / norm], dtype=torch.float32) for sign in (1, -1)]
