@@ -29,7 +29,7 @@ class LMVector(TrainedVector):
     """Add what makes the concept's answers likely."""
 
     paper: ClassVar[str] = "arXiv 2505.20809"
-    small: ClassVar[Mapping[str, Any]] = {"factors": (1.0,)}
+    small: ClassVar[Mapping[str, Any]] = {"factors": (1.0,), "step": 0.2}
     factors: tuple[float, ...] = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
     rank: int = 0
     step: float = 0.04

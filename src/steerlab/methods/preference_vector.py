@@ -27,7 +27,7 @@ class PreferenceVector(WeightContrast):
 
     paper: ClassVar[str] = "arXiv 2504.20106"
     referring: ClassVar[bool] = True
-    small: ClassVar[Mapping[str, Any]] = {"step": 5e-3, "epochs": 6, "batch_size": 8}
+    small: ClassVar[Mapping[str, Any]] = {"step": 1e-3, "epochs": 6, "batch_size": 8}
     beta: float = 0.1
 
     def __post_init__(self) -> None:
