@@ -24,8 +24,18 @@ class MadeSuite(FileSuite):
     wordings: tuple[str, ...] = ELICIT
 
     def contrast(self, task: str, seed: int) -> Contrast:
+        """What is fitted. No prompt of the built-in model's tests is written data, so that nothing is kept back for them."""
         made = super().contrast(task, seed)
-        if self.variant is None or made.neutral:
+        if self.variant is None:
+            return made
+        spare = self._part("test", seed)
+        made = replace(
+            made,
+            positive=made.positive + spare.positive,
+            negative=made.negative + spare.negative,
+            neutral=made.neutral + spare.neutral,
+        )
+        if made.neutral:
             return made
         return replace(made, neutral=pilot.prompts("neutral", n=48, seed=seed, split="train", variant=self.variant))
 
