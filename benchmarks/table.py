@@ -9,7 +9,7 @@ every fit and every measurement is journalled, so the same command goes on where
     python benchmarks/table.py --forecast              what that takes, and nothing else
     python benchmarks/table.py --methods cdas,lora     some of the arms
     python benchmarks/table.py --quick                 one seed, one concept, few prompts: whether it runs
-    python benchmarks/table.py --short                 a finished run's tables as Markdown
+    python benchmarks/table.py --short                 a finished run's overview without intervals, and what wins where
     python benchmarks/table.py --against second        whether two finished runs agree on the order of methods
 """
 
@@ -322,14 +322,14 @@ def main() -> None:
         "--quick", action="store_true", help="one seed, one concept, few prompts, one epoch: does it run?"
     )
     parser.add_argument("--forecast", action="store_true", help="what it will take, and nothing else")
-    parser.add_argument("--short", action="store_true", help="a finished run as Markdown, nothing else")
+    parser.add_argument("--short", action="store_true", help="a finished run's overview, nothing else")
     parser.add_argument("--against", choices=WORLDS, help="the order of methods beside another finished run's")
     parser.add_argument("--judges", action="store_true", help="the judges' check alone")
     given = parser.parse_args()
     out = given.out / "quick" if given.quick else given.out
     folder = out / given.world
     if given.short:
-        print(tabled.written(folder))
+        print(tabled.short(tabled.read(folder)))
     elif given.against:
         print(tabled.compared(tabled.read(folder), tabled.read(out / given.against)))
     elif given.judges:

@@ -7,6 +7,7 @@ python benchmarks/table.py --against second        the order of methods on two m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,11 @@ def markdown(done: Finished) -> str:
     if done.missing:
         parts += ["## Missing", "", *[f"- {line}" for line in done.missing], ""]
     return "\n".join(parts)
+
+
+def short(done: Finished) -> str:
+    """The overview without intervals, and what wins where."""
+    return "\n".join([re.sub(r" \[[^]]*\]", "", line) for line in _overview(done)[2:]] + ["", *_winners(done)])
 
 
 def _overview(done: Finished) -> list[str]:
