@@ -11,7 +11,7 @@ from steerlab.controls import Constant, Gate
 from steerlab.edits import Clamp, Push, Shift
 from steerlab.errors import ConfigError
 from steerlab.evals import heatmap
-from steerlab.evals.compose import Asked, interference, kept
+from steerlab.evals.compose import Asked, Whole, interference, kept, proposed
 from steerlab.evals.guarantee import Budget
 from steerlab.evals.joining import Part, commute, joined, orthogonal, overlap, pushed
 from steerlab.evals.stats import Estimate
@@ -163,6 +163,16 @@ def test_what_has_no_effect_alone_and_what_is_missing_is_left_out():
     told = kept([[0.0] * 3, [0.0] * 3], [[1.0] * 3, [0.0] * 3], [[1.0, None, 1.0], [1.0] * 3])
     assert told.mean == 1.0 and told.n == 2 and told.missing == 1
     assert kept([[0.0]], [[0.0]], [[1.0]]).mean is None
+
+
+def test_what_keeps_nothing_is_not_proposed_for_its_low_price():
+    def way(name: str, share: float | None, *over: str) -> Whole:
+        return Whole(name, "", at(Shift(torch.ones(D))), (), Estimate(share, share, share, 9), {}, over)
+
+    ways = [way("dear", 0.9, "kl"), way("cheap", 0.5), way("nothing", 0.0), way("unjudged", None)]
+    assert proposed(ways).name == "cheap"
+    assert proposed([ways[2], ways[0], ways[3]]).name == "dear"
+    assert proposed(ways[3:]).name == "unjudged"
 
 
 # --- a real model -----------------------------------------------------------------------------------------------------------

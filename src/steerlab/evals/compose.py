@@ -28,6 +28,7 @@ from .stats import Estimate, bootstrap, mean, paired_difference
 from .suite import Split, Suite
 
 COLLINEAR, CANCELS = 0.3, 0.5
+LEAST = 0.05  # of what they do alone; less is none
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,7 @@ class _Run:
         bar.advance()
         found = [self.whole(way, plain, alone, base) for way in self.ways(change)]
         bar.advance()
-        within = [w for w in found if not w.over] or found
-        best = max(within, key=lambda w: -1.0 if w.kept.mean is None else w.kept.mean)
+        best = proposed(found)
         return tuple(replace(w, chosen=w is best) for w in found)
 
     def ways(self, change: Sequence[Sequence[Estimate | None]]) -> list[Joined]:
@@ -296,6 +296,13 @@ class _Run:
             if singly and all(v is not None and v <= limits[name] for v in singly):
                 found.append(f"together they overdose: each keeps the {name} budget alone, and all of them don't")
         return found
+
+
+def proposed(ways: Sequence[Whole]) -> Whole:
+    """What keeps most of the effects among those within the budget; of all, where nothing within it keeps any worth having."""
+    size = {id(w): -1.0 if w.kept.mean is None else w.kept.mean for w in ways}
+    within = [w for w in ways if not w.over and size[id(w)] > LEAST] or ways
+    return max(within, key=lambda w: size[id(w)])
 
 
 def kept(plain: Sequence[Values], alone: Sequence[Values], here: Sequence[Values]) -> Estimate:
