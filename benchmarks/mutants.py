@@ -29,6 +29,9 @@ class Mutant(NamedTuple):
 MUTANTS = (
     Mutant("prompt mask off by one", "positions.py", "in_prompt = position < n\n", "in_prompt = position < n - 1\n"),
     Mutant("generated window off by one", "positions.py", "within = position >= n + start\n            if stop is not None:\n                within &= position < n + stop", "within = position >= n + start + 1\n            if stop is not None:\n                within &= position < n + stop"),
+    Mutant("a window of generated tokens never ends", "positions.py", "any(start <= k and stop is None for start, stop, _", "any(start <= k for start, stop, _", "test_positions.py"),
+    Mutant("what is worked out once leaves out the strength", "edits/linear.py", "added = s * self.v", "added = self.v", "test_edits.py"),
+    Mutant("a batch keeps what was worked out for rows that left", "engines/hf_hooks.py", "        self._ready = self._steady = None\n", "        self._ready = None\n", "tests/test_continuous.py"),
     Mutant("padding is steered", "positions.py", "within = (position >= first) & (position >= origin)", "within = (position >= first) | (position < 0)", "test_positions.py"),
     Mutant("template's head is steered", "positions.py", 'origin = head if anchor == "body" else 0', "origin = 0", "test_positions.py"),
     Mutant("no cast back to the model's dtype", "edits/base.py", "return self.apply(h.float(), s).to(h.dtype)", "return self.apply(h.float(), s)", "test_edits.py"),
@@ -43,7 +46,7 @@ MUTANTS = (
     Mutant("strength scales tensors twice", "edits/linear.py", "return h + s * self.v", "return h + s * s.abs() * self.v", "test_edits.py"),
     Mutant("a gate decides too late", "controls.py", "deciding = tokens.position == tokens.prompt_length[:, None] - 1", "deciding = tokens.position == tokens.prompt_length[:, None]"),
     Mutant("another row's seed", "engines/base.py", "return [self.seed + i for i in range(rows)]", "return [self.seed + rows - i for i in range(rows)]"),
-    Mutant("the model's mode is not restored", "engines/hf_sites.py", "            module.training = True\n", "            module.training = False\n"),
+    Mutant("the model's mode is not restored", "engines/hf_watch.py", "            module.training = True\n", "            module.training = False\n"),
     Mutant("dropout of gradients: the model learns", "engines/hf.py", "with _without_gradients(self.model):", "with torch.enable_grad():"),
     Mutant("difference of means reversed", "methods/base.py", "gap = positive.double().mean(dim=0) - negative.double().mean(dim=0)", "gap = negative.double().mean(dim=0) - positive.double().mean(dim=0)", "test_methods.py"),
     Mutant("a change of weights has the wrong sign", "deltas.py", "return s * (narrow if self.left is None", "return -s * (narrow if self.left is None", "test_deltas.py"),

@@ -47,7 +47,8 @@ from .hf_generate import Decoder, Row, piece, reply
 from .hf_head import apart, find_head, head_at, narrowed, narrows, packs
 from .hf_hooks import Enough, Hooks, Plan, refuse_compiled
 from .hf_model import ends, identity, no_bars, shape, sketch, text_config
-from .hf_sites import Anatomy, quiet
+from .hf_sites import Anatomy
+from .hf_watch import quiet
 from .render import Rendered, Renderer, Template
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..engines.hf import HFEngine
+from ..engines.hf_model import no_bars
 from ..errors import ArtefactError, UnsupportedError
 from ..steering import Steering
 from ..vllm.rows import refused
@@ -129,5 +130,6 @@ def _needs(steering: Steering) -> dict[str, Any]:
 
 def write_checkpoint(engine: HFEngine, folder: Path) -> None:
     """The model as it is in memory, with its tokenizer."""
-    engine.model.save_pretrained(folder)
+    with no_bars():
+        engine.model.save_pretrained(folder)
     engine.tokenizer.save_pretrained(folder)
