@@ -17,7 +17,18 @@ from steerlab.controls import Gate
 from steerlab.edits import Clamp, Shift
 from steerlab.engines.base import Sampling, Start
 from steerlab.errors import DataError, SiteError, SteerlabError, UnsupportedError
-from steerlab.positions import ALL, DECODING, GENERATED, LAST_PROMPT, NOT_TEMPLATE, PROMPT, Positions, Window, first, last
+from steerlab.positions import (
+    ALL,
+    DECODING,
+    GENERATED,
+    LAST_PROMPT,
+    NOT_TEMPLATE,
+    PROMPT,
+    Positions,
+    Window,
+    first,
+    last,
+)
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import tiny
