@@ -3,7 +3,7 @@
 1. One-layer hooks: a batch of 8 prompts of 64 tokens and 128 new ones, greedy, cached, on a Llama of random weights (width 256, 12
    blocks, vocabulary 8192, steered at block 6) and on the built-in model: a shift, a rank-1 clamp, the shift baked into a checkpoint, and
    nothing twice (the A/A line). Arms in turn in one process, CPU seconds of one thread; the median of the ratios to the nearest
-   unsteered run, with their quartiles.
+   unsteered run, with their quartiles. Beside them what a step's hooks take by themselves, which noise hides less.
 2. The published CDAS steering call, transcribed (`published_call`), against ours on the same clamp: the replies have to be the same.
 3. The time to the first token of 16 streams at once at `steerlab serve` on the built-in model: all unsteered, unsteered again, and mixed
    (shifts, clamps, gates, several at once), rounds in turn, wall-clock seconds.
@@ -35,8 +35,10 @@ import transformers
 
 import steerlab as sl
 from steerlab import exports
+from steerlab.controls import Tokens
 from steerlab.engines.base import Sampling
 from steerlab.engines.hf import HFEngine
+from steerlab.engines.hf_hooks import Hooks, Plan
 from steerlab.testing import tiny
 
 WIDTH, DEPTH, BLOCK, VOCABULARY, BATCH, PROMPT = 256, 12, 6, 8192, 8, 64
@@ -101,6 +103,26 @@ def compared(arms: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
     return found
 
 
+def alone(engine: HFEngine, steering: sl.Steering | None, block: int, chunks: int = 20, times: int = 200) -> float:
+    """CPU seconds of a step's hooks by themselves: put up, run at a block that does nothing, taken down. The median of chunks."""
+    hooks = Hooks(engine.anatomy, Plan([steering] * BATCH))
+    lengths, last = torch.full((BATCH,), PROMPT), torch.full((BATCH, 1), PROMPT + 5)
+    hooks.tokens, hooks.head, hooks.generated = Tokens(last, last, lengths), torch.zeros_like(lengths), 5
+    h, module = torch.randn(BATCH, 1, engine.width(sl.Site(block))), engine.anatomy.blocks[block]
+
+    def steps() -> None:
+        for _ in range(times):
+            with hooks.attached():
+                module(h)
+
+    module.forward = lambda h: h
+    try:
+        with torch.no_grad():
+            return statistics.median(seconds(steps) for _ in range(chunks)) / times
+    finally:
+        del module.forward
+
+
 def told(name: str, ratios: list[float]) -> float:
     quarters = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     print(
@@ -140,6 +162,13 @@ def hooks(engine: HFEngine, block: int, repeats: int, tokens: int, folder: Path)
         print(f"  of {BATCH} replies {same} of the baked checkpoint are the hook's, token by token")
     for arm, work in arms.items():
         assert (made := work()) == [tokens] * BATCH, (arm, made)
+    nothing = alone(engine, None, block)
+    for name, steering in (("shift", shift), ("clamp", clamp_of(engine, block))):
+        took = alone(engine, steering, block) - nothing
+        step = seconds(arms["unsteered"]) / tokens
+        print(
+            f"  {name}: {1e6 * took:.0f} µs of hooks a step by themselves, {100 * took / step:.2f} % of {1e3 * step:.1f} ms"
+        )
     found = compared(arms, repeats)
     shares = {name: told(name, ratios) for name, ratios in found.items()}
     least = 100 * statistics.quantiles(found["again"], n=4)[0] if repeats > 1 else 100.0

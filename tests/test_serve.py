@@ -167,10 +167,25 @@ def test_a_stream_says_what_the_whole_says(server):
         assert [c["finish_reason"] for c in mine if c["finish_reason"]] == [choice["finish_reason"]]
         tokens = [t for c in mine if c["logprobs"] for t in c["logprobs"]["content"]]
         kept = choice["logprobs"]["content"]
-        assert [t["token"] for t in tokens[: len(kept)]] == [t["token"] for t in kept]
+        assert [t["token"] for t in tokens] == [t["token"] for t in kept]
         assert [len(t["top_logprobs"]) for t in kept] == [3] * len(kept)
         read = [v for c in mine for v in c.get("steering", {}).get("readouts", {}).get("verbose", [])]
         assert read == pytest.approx(choice["steering"]["readouts"]["verbose"], abs=1e-4)
+
+
+def test_tokens_are_told_as_numbers_where_asked_for(server, engine):
+    """As vLLM's server tells them: in an answer, and piece by piece in a stream, without the end token."""
+    alone = solo(engine, TEXT, None, 7, **drawn())[0]
+    prompt = engine.renderer.prompt(Example.ask(TEXT).messages).ids
+    whole = server.chat(TEXT, return_token_ids=True, **DRAWN).json()
+    assert whole["prompt_token_ids"] == prompt
+    assert whole["choices"][0]["token_ids"] == list(alone.ids)
+    events = [json.loads(p) for p in pieces(server.chat(TEXT, stream=True, return_token_ids=True, **DRAWN).text)]
+    assert events[0]["prompt_token_ids"] == prompt
+    assert [i for e in events for c in e["choices"] for i in c.get("token_ids", [])] == list(alone.ids)
+    told = server.post("/v1/completions", prompt=[[9, 10, 11], [7, 8]], return_token_ids=True, **DRAWN).json()
+    assert [c["prompt_token_ids"] for c in told["choices"]] == [[9, 10, 11], [7, 8]]
+    assert "token_ids" not in server.chat(TEXT, **DRAWN).json()["choices"][0]
 
 
 def test_stop_strings_end_a_reply_and_are_cut(server, engine):

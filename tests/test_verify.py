@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import faults
 import steerlab as sl
 from steerlab import cli, exports, plugins
-from steerlab.engines import hf_generate, hf_hooks, hf_sites
 from steerlab.exports import _gguf, linear
 from steerlab.testing import tiny
 from steerlab.verify import verify
@@ -83,125 +83,18 @@ def test_a_prompt_is_put_in(draw, prompts):
 
 # --- planted faults --------------------------------------------------------------------------------------------------
 
-EDITED, READY = hf_hooks.Hooks._edited, hf_hooks.Group.ready
-
-
-def off_by_one(monkeypatch):
-    """The block before the one that was meant."""
-    point = hf_sites.Anatomy.point
-
-    def wrong(self, site):
-        return point(self, sl.Site(site.layer - 1) if site.part == "resid" else site)
-
-    monkeypatch.setattr(hf_sites.Anatomy, "point", wrong)
-
-
-def half_stream(monkeypatch):
-    """The edit sees one of two halves that make up the stream."""
-    monkeypatch.setattr(hf_hooks.Hooks, "_edited", lambda self, g, h: h / 2 + EDITED(self, g, h / 2))
-
-
-def strength(change):
-    def planted(monkeypatch):
-        def ready(self, device):
-            rows, given = READY(self, device)
-            return rows, change(given)
-
-        monkeypatch.setattr(hf_hooks.Group, "ready", ready)
-
-    return planted
-
-
-def template_steered(monkeypatch):
-    """The template's head isn't left out."""
-    mask = sl.Positions.mask
-    monkeypatch.setattr(sl.Positions, "mask", lambda self, p, n, head: mask(self, p, n, head * 0))
-
-
-def padding_counts(monkeypatch):
-    """Positions are counted from the row's first column, padding included."""
-
-    def edited(self, group, h):
-        tokens = self.tokens
-        shifted = (
-            torch.arange(tokens.position.shape[1])[None].expand_as(tokens.position)
-            + tokens.position.max(dim=1).values[:, None] * 0
-        )
-        kept = tokens.position
-        if tokens.position.shape[1] > 1:
-            self.tokens = tokens._replace(position=shifted)
-        try:
-            return EDITED(self, group, h)
-        finally:
-            self.tokens = tokens._replace(position=kept)
-
-    monkeypatch.setattr(hf_hooks.Hooks, "_edited", edited)
-
-
-def leaks_to_neighbours(monkeypatch):
-    """Every row of the batch gets the edit of some."""
-
-    def edited(self, group, h):
-        out = EDITED(self, group, h)
-        return h + (out - h).mean(dim=0, keepdim=True)
-
-    monkeypatch.setattr(hf_hooks.Hooks, "_edited", edited)
-
-
-def forgotten_with_a_cache(monkeypatch):
-    """Steered while the prompt is read, not while tokens are decoded one by one."""
-    monkeypatch.setattr(hf_hooks.Hooks, "_edited", lambda self, g, h: h if h.shape[1] == 1 else EDITED(self, g, h))
-
-
-def wrong_dtype(monkeypatch):
-    """The edit is computed in the 16 bits of a model that isn't in 16 bits."""
-
-    def edited(self, group, h):
-        return EDITED(self, group, h.bfloat16()).to(h.dtype)
-
-    monkeypatch.setattr(hf_hooks.Hooks, "_edited", edited)
-
-
-def rows_mixed_up(monkeypatch):
-    """Rows that leave the batch take the wrong steering with them."""
-    monkeypatch.setattr(hf_generate.Plan, "keep", lambda self, rows: None)
-
-
-def always_on(monkeypatch):
-    """Strength 0 runs the edit instead of leaving the activation alone."""
-
-    def edited(self, group, h):
-        return EDITED(self, group, h) + 0 * h + 1e-7
-
-    init = hf_hooks.Plan.__init__
-
-    def wrong(self, steerings):
-        init(
-            self, [s.scaled(1) if s is not None and s.interventions[0].control.value else _least(s) for s in steerings]
-        )
-
-    monkeypatch.setattr(hf_hooks.Plan, "__init__", wrong)
-    monkeypatch.setattr(hf_hooks.Hooks, "_edited", edited)
-
-
-def _least(steering):
-    if steering is None:
-        return None
-    return sl.Steering(tuple(replace(i, control=sl.Constant(1e-3)) for i in steering.interventions))
-
-
 FAULTS = {
-    "off by one layer": (off_by_one, clamp, "reference"),
-    "half of the stream": (half_stream, clamp, "reference"),
-    "wrong sign": (strength(lambda s: -s), shift, "reference"),
-    "strength dropped": (strength(torch.sign), shift, "reference"),
-    "one strength for all rows": (strength(lambda s: s[:1].expand_as(s)), shift, "mixed"),
-    "template steered": (template_steered, clamp, "reference"),
-    "padding counted": (padding_counts, lambda d: clamp(d, sl.first(1) | sl.last(1)), "cache"),
-    "neighbours steered": (leaks_to_neighbours, clamp, "neighbours"),
-    "forgotten with a cache": (forgotten_with_a_cache, shift, "cache"),
-    "wrong dtype": (wrong_dtype, clamp, "reference"),
-    "not off at 0": (always_on, shift, "off"),
+    "off by one layer": (faults.off_by_one, clamp, "reference"),
+    "half of the stream": (faults.half_stream, clamp, "reference"),
+    "wrong sign": (faults.strength(lambda s: -s), shift, "reference"),
+    "strength dropped": (faults.strength(torch.sign), shift, "reference"),
+    "one strength for all rows": (faults.strength(lambda s: s[:1].expand_as(s)), shift, "mixed"),
+    "template steered": (faults.template_steered, clamp, "reference"),
+    "padding counted": (faults.padding_counts, lambda d: clamp(d, sl.first(1) | sl.last(1)), "cache"),
+    "neighbours steered": (faults.leaks_to_neighbours, clamp, "neighbours"),
+    "forgotten with a cache": (faults.forgotten_with_a_cache, shift, "cache"),
+    "wrong dtype": (faults.wrong_dtype, clamp, "reference"),
+    "not off at 0": (faults.always_on, shift, "off"),
 }
 
 

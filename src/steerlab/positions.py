@@ -95,6 +95,12 @@ class Positions:
             touched |= within & (position >= n)
         return touched
 
+    def generated_from(self, k: int) -> bool | None:
+        """Whether every generated token from the k-th on (0 is the first) is touched; None where some are and some aren't."""
+        if any(start <= k and stop is None for start, stop, _ in self.generated):
+            return True
+        return None if any(stop is None or stop > k for _, stop, _ in self.generated) else False
+
     def to_json(self) -> dict[str, Any]:
         """The windows as lists."""
         return {"prompt": [list(w) for w in self.prompt], "generated": [[w.start, w.stop] for w in self.generated]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,12 +158,15 @@ def push(
 
 def verify(
     file: Annotated[Path, typer.Argument(help="The steering's file.")],
-    on: Annotated[str, typer.Option(help="Engines, with commas between: hf, gguf, baked, vllm.")] = "hf",
+    on: Annotated[str, typer.Option(help="Engines, with commas between: hf, gguf, baked, vllm, server.")] = "hf",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What it is tried on, given twice or more, of unlike lengths.")] = None,
     tolerance: Annotated[float | None, typer.Option(min=0, help="Nats by which log-probabilities may differ (each engine's own otherwise).")] = None,
     llamacpp: Annotated[str | None, typer.Option(help="A Python that has llama-cpp-python, where this one hasn't.")] = None,
     vllm: Annotated[str | None, typer.Option(help="A Python that has vLLM and steerlab, where this one hasn't.")] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="vLLM compiled (minutes more on a CPU) instead of eager.")] = False,
+    url: Annotated[str | None, typer.Option(help="The server to be asked; without it `steerlab serve` is started and stopped again.")] = None,
+    key_env: Annotated[str, typer.Option(help="Variable with a key of that server's; one that may use, and upload and remove where the steering isn't there yet.")] = "STEERLAB_API_KEY",
+    server_engine: Annotated[str, typer.Option(help="What the server that is started runs the model on: hf or vllm.")] = "hf",
     strength: Strength = 1.0,
     model: TheModel = None,
     revision: Revision = None,
@@ -187,9 +191,10 @@ def verify(
         engine = load(named, revision=revision, dtype=dtype, device=device, template=template)
         asked = [Example.ask(text) for text in prompt] if prompt else None
         names = [name.strip() for name in on.split(",") if name.strip()]
-        receipts = checked(
-            engine, steering, names, prompts=asked, options=Options(tolerance, llamacpp, vllm=vllm, compiled=compiled)
-        )
+        options = Options(
+            tolerance, llamacpp, vllm=vllm, compiled=compiled, url=url, key=os.environ.get(key_env), server_engine=server_engine,
+        )  # fmt: skip
+        receipts = checked(engine, steering, names, prompts=asked, options=options)
     if json:
         dump(_told(steering, engine.name, receipts))
     else:

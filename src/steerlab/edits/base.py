@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
@@ -76,6 +77,12 @@ class Edit(ABC):
     rank: ClassVar[int] = 1
     bounds: ClassVar[tuple[str, ...]] = ()  # tensors that only say where it acts, and get no gradient
 
+    def __init_subclass__(cls) -> None:
+        """A class with a formula of its own doesn't inherit another one's `at`."""
+        super().__init_subclass__()
+        if "apply" in cls.__dict__ and "at" not in cls.__dict__:
+            cls.at = Edit.at
+
     def __call__(self, h: Float[Tensor, "*n d"], s: Strength = 1.0) -> Float[Tensor, "*n d"]:
         """The edited activations, in the shape, dtype and device of `h`.
 
@@ -90,6 +97,13 @@ class Edit(ABC):
     @abstractmethod
     def apply(self, h: Float[Tensor, "*n d"], s: Float[Tensor, "*n r"]) -> Float[Tensor, "*n d"]:
         """The formula, on float32 `h` and a strength tensor inside the domain."""
+
+    def at(self, s: Float[Tensor, "*n r"]) -> Callable[[Tensor], Tensor]:
+        """`apply` at one strength inside the domain, for many calls: what doesn't depend on the activations is worked out once.
+
+        The strength has as many axes as the activations of these calls, and equals `apply` up to float32's rounding.
+        """
+        return lambda h: self.apply(h, s)
 
     @property
     @abstractmethod

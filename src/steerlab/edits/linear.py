@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from ..errors import EditError
 from .base import TWO_SIDED, UNIT, AffineMap, Domain, Edit, Strength
@@ -32,6 +34,10 @@ class Shift(Edit):
 
     def apply(self, h: Tensor, s: Tensor) -> Tensor:
         return h + s * self.v
+
+    def at(self, s: Tensor) -> Callable[[Tensor], Tensor]:
+        added = s * self.v
+        return lambda h: h + added
 
     def affine(self, s: Strength = 1.0) -> AffineMap:
         return AffineMap(None, None, None, self.check(s, self.v.device).squeeze(-1) * self.v)
@@ -81,6 +87,21 @@ class Clamp(Edit):
     def apply(self, h: Tensor, s: Tensor) -> Tensor:
         a = h @ self.q.T
         return h + (self.target(a, s) - a) @ self.q
+
+    def at(self, s: Tensor) -> Callable[[Tensor], Tensor]:
+        # target(a) − a = target(0) − min(|s|, 1)·a: two products, and no more tensors than that
+        q, qt, w, goal = (
+            self.q,
+            self.q.T.contiguous(),
+            s.abs().clamp(max=1),
+            self.target(torch.zeros_like(self.positive), s),
+        )
+
+        def clamped(h: Tensor) -> Tensor:
+            moved = torch.addcmul(goal, w, linear(h, q), value=-1)
+            return torch.addcmul(h, moved, q[0]) if len(q) == 1 else h + linear(moved, qt)
+
+        return clamped
 
     def affine(self, s: Strength = 1.0) -> AffineMap | None:
         s = self.check(s, self.q.device).expand(self.rank)
@@ -134,6 +155,9 @@ class Push(Clamp):
         goal = super().target(a, s)
         away = torch.sign(self.positive - self.negative) * torch.sign(s)
         return torch.where(away * (goal - a) > 0, goal, a)
+
+    def at(self, s: Tensor) -> Callable[[Tensor], Tensor]:
+        return Edit.at(self, s)  # its target isn't affine
 
     def affine(self, s: Strength = 1.0) -> AffineMap | None:
         return None

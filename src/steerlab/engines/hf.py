@@ -6,23 +6,21 @@ as they were. Edits are computed in float32 and cast back to the model's dtype.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import progress
 from ..contrast import Example
 from ..controls import Tokens
-from ..deltas import WeightEdit
-from ..errors import ArtefactError, ConfigError, DataError, SiteError, UnsupportedError, nearest
+from ..errors import ConfigError, DataError, SiteError, UnsupportedError
 from ..positions import LAST_PROMPT, Positions
 from ..sites import Site
-from ..steering import Steering, same_model
+from ..steering import Steering
 from . import packing
 from .base import (
     Batch,
@@ -44,20 +42,18 @@ from .base import (
 from .head import Head
 from .hf_follow import Follower
 from .hf_generate import Decoder, Row, piece, reply
-from .hf_head import apart, find_head, head_at, narrowed, narrows, packs
-from .hf_hooks import Enough, Hooks, Plan, refuse_compiled
-from .hf_model import ends, identity, no_bars, shape, sketch, text_config
-from .hf_sites import Anatomy, quiet
-from .render import Rendered, Renderer, Template
+from .hf_hooks import Hooks, Plan, refuse_compiled
+from .hf_model import ends, identity, loaded, shape, sketch, text_config
+from .hf_pass import Passes, without_gradients
+from .hf_refuse import refused, without_prompts
+from .hf_rows import Padding, by_length, decoding, item, padded
+from .hf_sites import Anatomy
+from .render import Renderer, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .hf_serving import Running
-
-Padding = Literal["left", "right"]
-SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
-SHARED = 4096  # tokens of a row of answers to one prompt
 
 
 class HFEngine(Trainable):
@@ -84,16 +80,14 @@ class HFEngine(Trainable):
         if padding not in ("left", "right"):
             raise ConfigError(f"padding is {padding!r}; expected 'left' or 'right'.")
         self.model, self.tokenizer = model, tokenizer
-        self.batch_size, self.chunk, self.padding = batch_size, chunk, padding
+        self.batch_size, self.chunk = batch_size, chunk
+        self.padding: Padding = padding
         self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self._check_compiled()
         self.anatomy = Anatomy(model, model.config)
         self.renderer = Renderer(tokenizer, template, ends(model, tokenizer))
-        self._takes = set(inspect.signature(model.forward).parameters)
+        self._passes = Passes(model, self.anatomy)
         self._fingerprint: dict[str, Any] | None = None
-        self._head: tuple[Tensor | None, Head | None] | None = None
-        self._narrowable: bool | None = None
-        self._packable: bool | None = None
 
     @classmethod
     def load(
@@ -113,23 +107,7 @@ class HFEngine(Trainable):
         what there is: auto, balanced, balanced_low_0 or sequential. Raises `ArtefactError` where it can't be loaded,
         `ConfigError` for a device that doesn't exist.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        whole = None if device is None or device in SPREAD else _device(device)
-        try:
-            with no_bars():
-                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-                model = AutoModelForCausalLM.from_pretrained(
-                    name, revision=revision, dtype=dtype, device_map=device if device in SPREAD else None
-                )
-        except (OSError, ValueError, ImportError) as problem:
-            first = str(problem).strip().splitlines()[0]
-            raise ArtefactError(
-                f"the model {name!r} can't be loaded: {first} Give a folder that `save_pretrained` wrote, a name on the hub"
-                " (needs a network, or its cache), or 'pilot' for the built-in model."
-            ) from problem
-        if whole is not None:
-            cast("nn.Module", model).to(whole)
+        model, tokenizer = loaded(name, revision=revision, dtype=dtype, device=device)
         return cls(model.eval(), tokenizer, template=template, batch_size=batch_size, name=label or name)
 
     # --- what it is -------------------------------------------------------------------------------------------------
@@ -156,19 +134,11 @@ class HFEngine(Trainable):
 
     @property
     def head(self) -> Head | None:
-        module: Any = self.model.get_output_embeddings()
-        weight = getattr(module, "weight", None)
-        if self._head is None or self._head[0] is not weight:  # found anew where it was moved or exchanged
-            self._head = (weight, find_head(self.model, text_config(self.model)))
-        return self._head[1]
+        return self._passes.head
 
     @property
     def shares(self) -> int:
-        if self._packable is None:  # whether the model gives the same then, tried once
-            self._packable = packs(self.model, self.anatomy)
-        config = text_config(self.model)  # beyond its attention windows it would see less than the mask says
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return min([w for w in windows if w] + [2 * self.context, SHARED]) if self._packable else 0
+        return self._passes.shares(self.context)
 
     def width(self, site: Site) -> int:
         return self.anatomy.matrix(site).width if site.on_weights else self.anatomy.point(site).width
@@ -204,38 +174,7 @@ class HFEngine(Trainable):
         return self.renderer.digest
 
     def refuses(self, steering: Steering) -> list[str]:
-        reasons = refuse_compiled(self.model)
-        known = steering.meta.fingerprint
-        if known is not None and not same_model(known, self.fingerprint):
-            reasons.append(
-                f"it was fitted on {steering.meta.model or 'another model'}, whose shape or weights differ from"
-                f" {self.name}'s (refit it here, or say so with steering.adopted(engine))"
-            )
-        fitted = steering.meta.template
-        if fitted is not None and fitted != self.template and known is not None:
-            what = {"plain": "plain text"}
-            reasons.append(
-                f"it was fitted with {what.get(fitted, 'a chat template')} and this engine writes prompts as"
-                f" {what.get(self.template, 'another chat template')} (use the same template, or steering.adopted(engine))"
-            )
-        for i in steering.interventions:
-            try:
-                width = self.width(i.site)
-                for site in i.control.reads:
-                    self.width(site)
-            except SiteError as problem:
-                reasons.append(str(problem).rstrip("."))
-                continue
-            if isinstance(i.edit, WeightEdit):
-                shape = (self.anatomy.matrix(i.site).height, width)
-                if (i.edit.height, i.edit.width) != shape:
-                    reasons.append(
-                        f"its {i.edit.kind} at {i.site} changes a matrix of {i.edit.height} × {i.edit.width} (out × in), and the"
-                        f" one here is {shape[0]} × {shape[1]}"
-                    )
-            elif width != i.edit.width:
-                reasons.append(f"its {i.edit.kind} at {i.site} has the width {i.edit.width}, and the site here {width}")
-        return reasons
+        return [*refuse_compiled(self.model), *refused(self, steering)]
 
     def running(self) -> Running:
         """The replies of a server, decoded in one batch that goes on."""
@@ -251,9 +190,9 @@ class HFEngine(Trainable):
         steerings: Steerings = None,
         sampling: Sampling = Sampling(),  # noqa: B008
     ) -> list[Reply]:
-        rows = self._decoding_rows(prompts, steerings, sampling)
+        rows = self._rows(prompts, steerings, sampling)
         with progress.task("generating", len(rows)) as bar:
-            for batch in self._by_length(rows):
+            for batch in by_length(rows, self.batch_size):
                 for moved in self._steps(batch):
                     bar.advance(sum(row.finish is not None for row in moved))
         return [reply(row, self.renderer) for row in rows]
@@ -264,8 +203,8 @@ class HFEngine(Trainable):
         steerings: Steerings = None,
         sampling: Sampling = Sampling(),  # noqa: B008
     ) -> Iterator[Piece]:
-        rows = self._decoding_rows(prompts, steerings, sampling)
-        for batch in self._by_length(rows):
+        rows = self._rows(prompts, steerings, sampling)
+        for batch in by_length(rows, self.batch_size):
             for moved in self._steps(batch):
                 yield from (p for row in moved if (p := piece(row, self.renderer)) is not None)
 
@@ -283,13 +222,13 @@ class HFEngine(Trainable):
             part, under = examples[start : start + self.batch_size], each[start : start + self.batch_size]
             batch = self.batch(part, under)
             with torch.no_grad():
-                run = self._pass(batch, Hooks(self.anatomy, Plan(under)), logits=True)
+                run = self._passes.run(batch, Hooks(self.anatomy, Plan(under)), logits=True)
             assert run.logits is not None
             yield from run.logits.cpu().split(batch.predicts.sum(dim=1).tolist())
 
     def text_logprobs(self, texts: Sequence[str], steerings: Steerings = None) -> list[Tensor]:
         each = self._accepted(steerings, len(texts))
-        _without_prompts(each, "a text has no conversation to put it into, or to decide by")
+        without_prompts(each, "a text has no conversation to put it into, or to decide by")
         whole = [self.renderer.text_ids(text)[: self.context] for text in texts]
         if any(len(ids) < 2 for ids in whole):
             raise DataError("a text has fewer than two tokens, so nothing in it is predicted; leave empty texts out.")
@@ -299,7 +238,7 @@ class HFEngine(Trainable):
             heads = [int(ids[0] == self.renderer.begin) for ids in part]
             batch = self._padded(part, [1] * len(part), heads)
             with torch.no_grad():
-                run = self._pass(batch, Hooks(self.anatomy, Plan(under)), logits=True)
+                run = self._passes.run(batch, Hooks(self.anatomy, Plan(under)), logits=True)
             assert run.logits is not None
             targets = torch.roll(batch.ids, -1, dims=1)[batch.predicts]
             picked = torch.log_softmax(run.logits, dim=-1).gather(1, targets[:, None])[:, 0].cpu()
@@ -320,7 +259,7 @@ class HFEngine(Trainable):
         rows: list[Tensor] = []
         places: list[Tensor] = []
         with progress.task("reading activations", len(examples)) as bar, torch.no_grad():
-            items = [self._item(e, s) for e, s in zip(examples, each, strict=True)]
+            items = [item(self.renderer, self.context, e, s) for e, s in zip(examples, each, strict=True)]
             alike = len({item.prompt for item in items}) < len(items)
             alone = any(s is not None for s in each) or not (alike and self.shares)
             arranged = packing.rows(items, longest=0 if alone else self.shares, share=not alone)
@@ -330,7 +269,7 @@ class HFEngine(Trainable):
                 )
                 batch = batch.to(self.device)
                 under = [each[p.example] for p in here] if alone else [None] * len(batch.ids)
-                run = self._pass(
+                run = self._passes.run(
                     batch, Hooks(self.anatomy, Plan(under), collect=sites, only_collect=True), logits=False
                 )
                 mask = batch.mask(positions).cpu()
@@ -359,7 +298,7 @@ class HFEngine(Trainable):
     ) -> Batch:
         each = rows_of(steerings, len(examples))
         items = [
-            self._item(e, s, n, close=close, cut=answer_tokens)
+            item(self.renderer, self.context, e, s, n, close=close, cut=answer_tokens)
             for n, (e, s) in enumerate(zip(examples, each, strict=True))
         ]
         whole = [[*item.prompt, *item.answer] for item in items]
@@ -385,8 +324,8 @@ class HFEngine(Trainable):
                 raise SiteError(
                     f"the pass begins with the output of block {start.layer}, and {below[0]} lies below it."
                 )
-        with _without_gradients(self.model):
-            return self._pass(batch, hooks, logits=logits and not hidden, start=start, hidden=hidden)
+        with without_gradients(self.model):
+            return self._passes.run(batch, hooks, logits=logits and not hidden, start=start, hidden=hidden)
 
     @contextmanager
     def steer(self, steerings: Steerings) -> Generator[None]:
@@ -397,7 +336,7 @@ class HFEngine(Trainable):
         """
         one = steerings is None or isinstance(steerings, Steering)
         each = self._accepted(steerings, 1 if one else len(cast("Sequence[Steering | None]", steerings)))
-        _without_prompts(each, "your own calls bring tokens; put the text into their messages, or use generate")
+        without_prompts(each, "your own calls bring tokens; put the text into their messages, or use generate")
         with Follower(self.model, self.anatomy, self.renderer, steerings).following():
             yield
 
@@ -408,7 +347,7 @@ class HFEngine(Trainable):
         For callers that know better than a mask does: a pass over prompt and answer at once, padded on the right.
         """
         each = self._accepted(steerings, len(batch.ids))
-        _without_prompts(each, "your own calls bring tokens; put the text into their messages, or use generate")
+        without_prompts(each, "your own calls bring tokens; put the text into their messages, or use generate")
         hooks = Hooks(self.anatomy, Plan(each))
         hooks.tokens, hooks.head = Tokens(batch.ids, batch.position, batch.prompt_length), batch.head
         with hooks.attached():
@@ -449,125 +388,12 @@ class HFEngine(Trainable):
             found[n] = s.decided(lambda site, k=k: read[site].values[k])
         return found
 
+    def _rows(self, prompts: Sequence[Conversation], steerings: Steerings, sampling: Sampling) -> list[Row]:
+        each = self._decided([as_example(p) for p in prompts], self._accepted(steerings, len(prompts)))
+        return decoding(self.renderer, self.context, prompts, each, sampling)
+
     def _padded(self, whole: Sequence[Sequence[int]], prompts: Sequence[int], heads: Sequence[int]) -> Batch:
-        width = max(map(len, whole))
-        ids = torch.full((len(whole), width), self.pad)
-        position = torch.full((len(whole), width), -1)
-        for n, row in enumerate(whole):
-            here = slice(width - len(row), width) if self.padding == "left" else slice(0, len(row))
-            ids[n, here] = torch.tensor(row)
-            position[n, here] = torch.arange(len(row))
-        tensors = (ids, position, torch.tensor(prompts), torch.tensor(heads))
-        return Batch(*(t.to(self.device) for t in tensors))
-
-    def _item(
-        self, example: Example, steering: Steering | None, n: int = 0, *, close: bool = True, cut: int | None = None
-    ) -> packing.Item:
-        rendered = self._rendered(example, steering)
-        answer = [] if example.answer is None else self.renderer.answer(example.answer, close=close)[:cut]
-        length = len(rendered.ids) + len(answer)
-        if length > self.context:
-            raise DataError(
-                f"example {n} is {length} tokens long with its answer, and the model's context holds {self.context};"
-                " shorten it, or leave it out."
-            )
-        return packing.Item(tuple(rendered.ids), rendered.head, tuple(answer))
-
-    def _rendered(self, example: Example, steering: Steering | None) -> Rendered:
-        messages = example.messages
-        if steering is not None and steering.prompt is not None:
-            messages = steering.prompt.apply(messages)
-        return self.renderer.prompt(messages)
-
-    def _pass(
-        self, batch: Batch, hooks: Hooks, *, logits: bool, start: Start | None = None, hidden: bool = False
-    ) -> Run:
-        hooks.tokens = Tokens(batch.ids, batch.position, batch.prompt_length)
-        hooks.head = batch.head
-        given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": self._attention(batch), "use_cache": False}
-        if "position_ids" in self._takes:
-            given["position_ids"] = batch.position.clamp(min=0)
-        if not logits and not hidden and "logits_to_keep" in self._takes:
-            given["logits_to_keep"] = 1
-        (rows, columns), shape = batch.predicts.nonzero(as_tuple=True), batch.ids.shape
-        places = (rows, columns)
-        begun = nullcontext() if start is None else self.anatomy.begun(start.layer, start.hidden)
-        narrow = narrowed(self.anatomy, places, shape) if hidden and self._narrows(hooks, start) else nullcontext()
-        head = head_at(self.model, places, shape, stop=hidden)
-        out = None
-        with hooks.attached(), quiet(self.model), begun, narrow, head as taken, suppress(Enough):
-            out = self.model(**given)
-        if hidden:
-            return Run(None, hooks.collected, taken[0])
-        if out is None or not logits:
-            return Run(None, hooks.collected)
-        return Run((out.logits[0] if taken else out.logits[places]).float(), hooks.collected)
-
-    def _attention(self, batch: Batch) -> Tensor:
-        """1 on real tokens; where answers share a prompt, what is added to each token's attention to each other."""
-        if batch.branch is None:
-            return batch.attention
-        return apart(batch.position, batch.branch, self.model.dtype)
-
-    def _narrows(self, hooks: Hooks, start: Start | None) -> bool:
-        """Whether the last block runs, is seen by no hook, and gives the same narrowed (tried once)."""
-        last = self.depth - 1
-        if (start is not None and start.layer == last) or any(s.reached >= (last, -1) for s in hooks.sites):
-            return False
-        if self._narrowable is None:
-            self._narrowable = narrows(self.model, self.anatomy)
-        return self._narrowable
-
-    def _decoding_rows(self, prompts: Sequence[Conversation], steerings: Steerings, sampling: Sampling) -> list[Row]:
-        each, seeds = self._accepted(steerings, len(prompts)), sampling.seeds(len(prompts))
-        examples = [as_example(prompt) for prompt in prompts]
-        each = self._decided(examples, each)
-        rows: list[Row] = []
-        for n, (example, steering, seed) in enumerate(zip(examples, each, seeds, strict=True)):
-            rendered = self._rendered(example, steering)
-            room = self.context - len(rendered.ids)
-            if room < 1:
-                raise DataError(
-                    f"prompt {n} is {len(rendered.ids)} tokens long, and the model's context holds {self.context}; expected"
-                    " room for at least one token of reply. Shorten the prompt."
-                )
-            generator = torch.Generator().manual_seed(seed)
-            rows.append(Row(n, rendered, steering, generator, min(sampling.max_new_tokens, room), sampling))
-        return rows
-
-    def _by_length(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Batches of prompts of like length, so that little is padding."""
-        ordered = sorted(rows, key=lambda row: len(row.prompt.ids))
-        for start in range(0, len(ordered), self.batch_size):
-            yield ordered[start : start + self.batch_size]
+        return padded(whole, prompts, heads, pad=self.pad, padding=self.padding).to(self.device)
 
     def _steps(self, rows: list[Row]) -> Iterator[list[Row]]:
         return Decoder(self.model, self.anatomy, self.renderer, rows, chunk=self.chunk, pad=self.pad).steps()
-
-
-def _without_prompts(steerings: Sequence[Steering | None], why: str) -> None:
-    """Raise `UnsupportedError` where a steering's prompt would have to be left out."""
-    if any(s is not None and s.prompt is not None and s.prompt.strength for s in steerings):
-        raise UnsupportedError(f"this steering has a prompt, which can't be run here: {why}.")
-    if any(s is not None and s.ahead for s in steerings):
-        raise UnsupportedError(f"this steering has a control that decides ahead, which can't be run here: {why}.")
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Generator[None]:
-    """The model's parameters take no gradient inside; each is left as it was."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for p in learning:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in learning:
-            p.requires_grad_(True)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as problem:
-        raise ConfigError(f"there is no device {name!r}. {nearest(name, ('cpu', 'cuda', 'mps', *SPREAD))}") from problem

@@ -20,7 +20,8 @@ from ..sites import Site
 from ..steering import Steering
 from .base import Finish, Piece, Reply, Sampling
 from .hf_hooks import Hooks, Plan, Tally
-from .hf_sites import Anatomy, quiet
+from .hf_sites import Anatomy
+from .hf_watch import quiet
 from .readout import Readout
 from .render import Rendered, Renderer
 from .spans import Span, inside
@@ -170,12 +171,15 @@ class Decoder:
         ids = torch.tensor([[row.ids[-1]] for row in self.rows])
         self._last = self._last + 1
         self._attention = torch.cat([self._attention, torch.ones_like(self._attention[:, :1])], dim=1)
-        return self._forward(ids, self._last[:, None], self._attention.shape[1])
+        said = min(len(row.ids) for row in self.rows)
+        return self._forward(ids, self._last[:, None], self._attention.shape[1], said - 1)
 
-    def _forward(self, ids: Int[Tensor, "b t"], position: Int[Tensor, "b t"], seen: int) -> Float[Tensor, "b v"]:
+    def _forward(
+        self, ids: Int[Tensor, "b t"], position: Int[Tensor, "b t"], seen: int, generated: int | None = None
+    ) -> Float[Tensor, "b v"]:
         ids, position = ids.to(self._device), position.to(self._device)
         self._hooks.tokens = Tokens(ids, position, self._lengths)
-        self._hooks.head = self._heads
+        self._hooks.head, self._hooks.generated = self._heads, generated
         resting = [row.resting for row in self.rows]
         self._hooks.resting = torch.tensor(resting, device=self._device) if any(resting) else None
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": self._attention[:, :seen]}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .head import Head
 from .hf_hooks import Enough
-from .hf_sites import Anatomy, quiet
+from .hf_sites import Anatomy
+from .hf_watch import quiet
 from .packing import visible
 
 if TYPE_CHECKING:

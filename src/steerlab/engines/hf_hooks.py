@@ -7,8 +7,8 @@ passes of one call, and collects activations on the way.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -42,6 +42,7 @@ class Group:
     _state: State | None = None
     _tally: Tensor | None = None
     _ready: tuple[Tensor, Tensor] | None = None
+    _steady: tuple[torch.device, bool, Callable[[Tensor], Tensor]] | None = None
 
     def ready(self, device: torch.device) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 1 1"]]:
         """Row numbers and strengths as tensors; the edit and control moved to the device once."""
@@ -55,6 +56,17 @@ class Group:
     def whole(self, rows: int) -> bool:
         """Whether it is all rows of the batch, in order."""
         return self.rows == list(range(rows))
+
+    def everywhere(self, h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """The edit at every token of a chunk in the group's rows. What doesn't depend on the chunk is kept for the next one."""
+        if self._steady is None or self._steady[0] != h.device:
+            rows, strength = self.ready(h.device)
+            self._steady = (h.device, self.whole(len(h)), self.edit.at(self.edit.check(strength)))
+        _, whole, edit = self._steady
+        if whole:
+            return edit(h.float()).to(h.dtype)
+        rows, _ = self.ready(h.device)
+        return h.index_copy(0, rows, edit(h.index_select(0, rows).float()).to(h.dtype))
 
     def controlled(self, read: Mapping[Site, Tensor], tokens: Tokens) -> Float[Tensor, "n t r"]:
         """The control's strength for this chunk; its state goes on to the next."""
@@ -85,7 +97,8 @@ class Group:
         if self._tally is not None:
             self._tally = self._tally[torch.tensor(stay, dtype=torch.long, device=self._tally.device)]
         self.strengths = [self.strengths[n] for n in stay]
-        self.rows, self._ready = [new[self.rows[n]] for n in stay], None
+        self.rows = [new[self.rows[n]] for n in stay]
+        self._ready = self._steady = None
 
     def join(self, other: Group) -> None:
         """Go on with another batch's rows as well, whose numbers are this batch's already."""
@@ -95,7 +108,7 @@ class Group:
         if self._tally is not None and other._tally is not None:
             self._tally = torch.cat([self._tally, other._tally.to(self._tally.device)])
         self.rows, self.strengths = self.rows + other.rows, self.strengths + other.strengths
-        self._ready = None
+        self._ready = self._steady = None
 
 
 class Tally(NamedTuple):
@@ -179,8 +192,9 @@ class Enough(Exception):
 class Hooks:
     """Carries edits into the forward passes of one call. `tokens` and `head` must be set before each pass.
 
-    Rows that `resting` [b] marks are left alone in the next pass by every edit of activations. With `only_collect` a pass
-    ends, by `Enough`, as soon as all sites are collected.
+    Rows that `resting` [b] marks are left alone in the next pass by every edit of activations. `generated` says that the next
+    pass holds generated tokens alone, none before the so-manieth of its row (0 is the first). With `only_collect` a pass ends, by
+    `Enough`, as soon as all sites are collected.
     """
 
     def __init__(
@@ -197,6 +211,7 @@ class Hooks:
         self.tokens: Tokens | None = None
         self.head: Tensor | None = None
         self.resting: Tensor | None = None
+        self.generated: int | None = None
         self._edits = dict(edits or {})
         self._read: dict[Site, Tensor] = {}
         self._collects = set(collect)
@@ -204,6 +219,10 @@ class Hooks:
         self._points = {site: anatomy.point(site) for site in wanted if not site.on_weights or site in self._collects}
         self._matrices = {site: anatomy.matrix(site) for site in wanted if site not in self._points}
         self._reads = plan.reads
+        by_module: dict[tuple[nn.Module, Side], list[Site]] = {}
+        for site, point in self._points.items():
+            by_module.setdefault((point.module, point.side), []).append(site)
+        self._places = [(module, side, sites) for (module, side), sites in by_module.items()]
 
     @property
     def sites(self) -> set[Site]:
@@ -213,19 +232,19 @@ class Hooks:
     @contextmanager
     def attached(self) -> Generator[None]:
         """The hooks stand on the model inside this block, and are gone after it, also when it raises."""
-        by_module: dict[tuple[nn.Module, Side], list[Site]] = {}
-        for site, point in self._points.items():
-            by_module.setdefault((point.module, point.side), []).append(site)
-        with ExitStack() as stack:
+        handles: list[Any] = []
+        try:
             for site, matrix in self._matrices.items():  # before the others: what activations are is told after weights
-                stack.callback(matrix.module.register_forward_hook(self._on_weights(site)).remove)
-            for (module, side), sites in by_module.items():
+                handles.append(matrix.module.register_forward_hook(self._on_weights(site)))
+            for module, side, sites in self._places:
                 if side == "output":
-                    handle = module.register_forward_hook(self._on_output(sites))
+                    handles.append(module.register_forward_hook(self._on_output(sites)))
                 else:
-                    handle = module.register_forward_pre_hook(self._on_input(sites), with_kwargs=True)
-                stack.callback(handle.remove)
+                    handles.append(module.register_forward_pre_hook(self._on_input(sites), with_kwargs=True))
             yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _on_weights(self, site: Site) -> Any:
         """Adds to a matrix's output what the changes of its weight make of what it reads; rows without any stay."""
@@ -264,15 +283,15 @@ class Hooks:
 
         What is kept is a copy: some blocks add to these tensors in place.
         """
-        for site in self._reads.intersection(sites):
+        for site in self._reads.intersection(sites) if self._reads else ():
             self._read[site] = self._slice(site, h).clone()
         for group in self.plan.groups:
             if group.site in sites:
                 h = self._put(group.site, h, self._edited(group, self._slice(group.site, h)))
-        for site in sites:
+        for site in sites if self._edits else ():
             if site in self._edits:
                 h = self._put(site, h, self._edits[site](self._slice(site, h)))
-        for site in self._collects.intersection(sites):
+        for site in self._collects.intersection(sites) if self._collects else ():
             self.collected[site] = self._slice(site, h).clone()
         if self._only_collect and len(self.collected) == len(self._collects):
             raise Enough
@@ -288,6 +307,10 @@ class Hooks:
 
     def _edited(self, group: Group, h: Tensor) -> Tensor:
         assert self.tokens is not None and self.head is not None, "tokens are set before each pass"
+        if self.generated is not None and self.resting is None and group.control is None:
+            touched = group.positions.generated_from(self.generated)
+            if touched is not None:  # all of them or none: nothing to be counted out
+                return group.everywhere(h) if touched else h
         rows, strength = group.ready(h.device)
         position, length = self.tokens.position.to(h.device)[rows], self.tokens.prompt_length.to(h.device)[rows]
         touched = group.positions.mask(position, length, self.head.to(h.device)[rows])

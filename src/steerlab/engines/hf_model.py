@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import ArtefactError, ConfigError, nearest
 from .hf_sites import Anatomy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
 BY_NUMBER = (
     "model_type",
     "hidden_size",
@@ -100,3 +102,34 @@ def shape_of(config: Any) -> str:
     """A digest of the sizes that a language model's configuration gives."""
     told = {key: getattr(config, key, None) for key in BY_NUMBER}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def loaded(
+    name: str, *, revision: str | None, dtype: str, device: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer by name or folder. Raises `ArtefactError` where they can't be loaded."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    whole = None if device is None or device in SPREAD else _device(device)
+    try:
+        with no_bars():
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+            model = AutoModelForCausalLM.from_pretrained(
+                name, revision=revision, dtype=dtype, device_map=device if device in SPREAD else None
+            )
+    except (OSError, ValueError, ImportError) as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise ArtefactError(
+            f"the model {name!r} can't be loaded: {first} Give a folder that `save_pretrained` wrote, a name on the hub"
+            " (needs a network, or its cache), or 'pilot' for the built-in model."
+        ) from problem
+    if whole is not None:
+        cast("nn.Module", model).to(whole)
+    return model, tokenizer
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as problem:
+        raise ConfigError(f"there is no device {name!r}. {nearest(name, ('cpu', 'cuda', 'mps', *SPREAD))}") from problem

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from ..errors import SiteError, UnsupportedError, nearest
 from ..sites import Site
 from .hf_layout import Layout, find_layout
+from .hf_watch import Call, first_tensor, has_width, is_rows, is_same, matrices_of, projections, run, watched
 from .hf_weights import Matrices, Matrix, find_matrices, owners_of
 
 if TYPE_CHECKING:
     from jaxtyping import Int
 
-WATCHED = 2  # tokens of the watched pass
 Side = Literal["input", "output"]
 
 
@@ -37,27 +37,6 @@ class Point(NamedTuple):
     side: Side
     columns: Int[Tensor, " w"] | None
     width: int
-
-
-@dataclass
-class _Call:
-    """What one module was given and gave during the watched pass."""
-
-    module: nn.Module
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    order: int
-    end: int = -1
-    output: Any = None
-
-    @property
-    def read(self) -> Tensor | None:
-        return first_tensor(self.args, self.kwargs)
-
-    @property
-    def gave(self) -> Tensor | None:
-        return self.output if isinstance(self.output, Tensor) else first_tensor(self.output)
 
 
 @dataclass
@@ -82,7 +61,8 @@ class Anatomy:
         self._model = model
         self._config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.width: int = self._config.hidden_size
-        calls = self._watched()
+        self._vocabulary: int = self._config.vocab_size
+        calls = watched(self._model, self._vocabulary)
         self._blocks = [_Block(call.module, _tuple_of(call.output)) for call in self._find_blocks(calls)]
         self._final = self._find_final(calls)
         self._inside: bool = False
@@ -182,52 +162,24 @@ class Anatomy:
         mine = torch.arange(site.index * size, (site.index + 1) * size)
         return point._replace(columns=mine if point.columns is None else point.columns[mine], width=size)
 
-    # --- the watched pass -------------------------------------------------------------------------------------------
-
-    def _watched(self) -> list[_Call]:
-        """One forward pass of two tokens; every module's calls in the order in which they began."""
-        calls: list[_Call] = []
-        clock = iter(range(2**31))
-
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(_Call(module, names[module], args, kwargs, next(clock)))
-
-        def after(module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            call = next(c for c in reversed(calls) if c.module is module and c.end < 0)
-            call.output, call.end = output, next(clock)
-
-        names = {module: name for name, module in self._model.named_modules()}
-        with ExitStack() as stack:
-            for module in names:
-                stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
-            self._forward(WATCHED)
-        return calls
-
-    def _forward(self, tokens: int) -> None:
-        ids = torch.arange(tokens)[None] % max(self._config.vocab_size, 1)
-        device = next(self._model.parameters()).device
-        with torch.no_grad(), quiet(self._model):
-            self._model(input_ids=ids.to(device), use_cache=False)
-
-    def _find_blocks(self, calls: list[_Call]) -> list[_Call]:
+    def _find_blocks(self, calls: list[Call]) -> list[Call]:
         count = self._config.num_hidden_layers
         for module in self._model.modules():
             if not isinstance(module, nn.ModuleList) or len(module) != count:
                 continue
             found = [c for c in calls if any(c.module is m for m in module)]
             in_order = [c.module for c in found] == list(module)
-            if in_order and all(_has_width(c.read, self.width) and _has_width(c.gave, self.width) for c in found):
+            if in_order and all(has_width(c.read, self.width) and has_width(c.gave, self.width) for c in found):
                 return found
         raise UnsupportedError(
             f"the blocks of {type(self._model).__name__} can't be told: expected a list of {count} modules that run once"
             f" each, in order, on activations of width {self.width}."
         )
 
-    def _find_final(self, calls: list[_Call]) -> nn.Module | None:
+    def _find_final(self, calls: list[Call]) -> nn.Module | None:
         """The norm after the last block: no weight matrix, and its output is as wide as the stream."""
         end = max(c.end for c in calls if c.module is self._blocks[-1].module)
-        after = [c for c in calls if c.order > end and _has_width(c.gave, self.width) and not _matrices(c.module)]
+        after = [c for c in calls if c.order > end and has_width(c.gave, self.width) and not matrices_of(c.module)]
         return after[-1].module if after else None
 
     # --- inside a block ---------------------------------------------------------------------------------------------
@@ -235,13 +187,13 @@ class Anatomy:
     def _look_inside(self) -> None:
         if self._inside:
             return
-        calls = self._watched()
+        calls = watched(self._model, self._vocabulary)
         layouts: dict[object, Layout | str] = {}
         owners = owners_of(self._model)
         for block in self._blocks:
             children = [c for c in calls if any(c.module is m for m in block.module.children())]
             attention = [c for c in children if "attention_mask" in inspect.signature(c.module.forward).parameters]
-            mixers = [c for c in children if c not in attention and _matrices(c.module)]
+            mixers = [c for c in children if c not in attention and matrices_of(c.module)]
             self._place(block, "attn", attention, children)
             self._place(block, "mlp", mixers, children)
             if len(attention) == 1:
@@ -254,10 +206,10 @@ class Anatomy:
             block.matrices = find_matrices(block.module, calls, parts, owners)
         self._inside = True
 
-    def _place(self, block: _Block, part: str, found: list[_Call], inner: list[_Call]) -> None:
+    def _place(self, block: _Block, part: str, found: list[Call], inner: list[Call]) -> None:
         """The module `part` itself, and what it reads where that comes from a norm."""
         norm = f"norm_{part}"
-        if len(found) != 1 or not (_has_width(found[0].gave, self.width) and _has_width(found[0].read, self.width)):
+        if len(found) != 1 or not (has_width(found[0].gave, self.width) and has_width(found[0].read, self.width)):
             names = [c.name.rsplit(".", 1)[-1] for c in found]
             block.absent[part] = block.absent[norm] = (
                 f"its block has {names or 'no module'} where one {part} module is expected"
@@ -265,16 +217,16 @@ class Anatomy:
             return
         call = found[0]
         block.points[part] = Point(call.module, "output", None, self.width)
-        if any(_same(call.read, c.gave) and not _matrices(c.module) for c in inner):
+        if any(is_same(call.read, c.gave) and not matrices_of(c.module) for c in inner):
             block.points[norm] = Point(call.module, "input", None, self.width)
         else:
             block.absent[norm] = f"its {part} module reads the stream itself, with no norm before it"
 
-    def _find_neurons(self, block: _Block, mlp: _Call, calls: list[_Call]) -> None:
-        inner = _projections(mlp, calls)
+    def _find_neurons(self, block: _Block, mlp: Call, calls: list[Call]) -> None:
+        inner = projections(mlp, calls)
         last = max(inner, key=lambda c: c.end, default=None)
         once = last is not None and sum(c.module is last.module for c in inner) == 1
-        if last is None or not once or not _has_width(last.gave, self.width) or not _rows(last.read):
+        if last is None or not once or not has_width(last.gave, self.width) or not is_rows(last.read):
             block.absent["neurons"] = (
                 "its MLP has no single down projection over all tokens (a mixture of experts has one per expert)"
             )
@@ -283,21 +235,23 @@ class Anatomy:
         block.points["neurons"] = Point(last.module, "input", None, width)
 
     def _find_heads(
-        self, block: _Block, attention: _Call, calls: list[_Call], layouts: dict[object, Layout | str]
+        self, block: _Block, attention: Call, calls: list[Call], layouts: dict[object, Layout | str]
     ) -> None:
-        inner = _projections(attention, calls)
+        inner = projections(attention, calls)
         out = inner[-1] if inner else None
-        if out is None or not _has_width(out.gave, self.width) or not _rows(out.read):
+        if out is None or not has_width(out.gave, self.width) or not is_rows(out.read):
             layout: Layout | str = "its attention has no output projection that shows"
-            width, projections = 0, list[_Call]()
+            width, given = 0, list[Call]()
         else:
             width = cast("Tensor", out.read).shape[-1]
-            projections = [c for c in inner[:-1] if _rows(c.gave)]
-            widths = tuple(cast("Tensor", c.gave).shape[-1] for c in projections)
+            given = [c for c in inner[:-1] if is_rows(c.gave)]
+            widths = tuple(cast("Tensor", c.gave).shape[-1] for c in given)
             key = (type(attention.module), widths, width)
             if key not in layouts:
-                modules = [c.module for c in projections]
-                layouts[key] = find_layout(attention.module, modules, widths, lambda: self._forward(1))
+                modules = [c.module for c in given]
+                layouts[key] = find_layout(
+                    attention.module, modules, widths, lambda: run(self._model, 1, self._vocabulary)
+                )
             layout = layouts[key]
         if isinstance(layout, str) or out is None:
             block.absent.update(dict.fromkeys(("heads", "q", "k", "v"), str(layout)))
@@ -310,37 +264,9 @@ class Anatomy:
             )
         block.heads, block.key_heads = layout.heads, layout.key_heads
         for part, (which, columns, size) in layout.roles.items():
-            block.points[part] = Point(projections[which].module, "output", columns, size)
+            block.points[part] = Point(given[which].module, "output", columns, size)
         for part in {"q", "k", "v"} - set(layout.roles):
             block.absent[part] = "its projection could not be told apart from the others"
-
-
-def first_tensor(*things: Any) -> Tensor | None:
-    """The first tensor among positional arguments, an output tuple, or the keyword `hidden_states`."""
-    for thing in things:
-        if isinstance(thing, Tensor):
-            return thing
-        if isinstance(thing, (tuple, list)):
-            if (found := first_tensor(*cast("tuple[Any, ...]", thing))) is not None:
-                return found
-        elif isinstance(thing, dict):
-            found = cast("dict[str, Any]", thing).get("hidden_states")
-            if isinstance(found, Tensor):
-                return found
-    return None
-
-
-@contextmanager
-def quiet(model: nn.Module) -> Generator[None]:
-    """Evaluation mode (no dropout) for the length of a call; every module's own mode is restored."""
-    loud = [m for m in model.modules() if m.training]
-    try:
-        for module in loud:
-            module.training = False
-        yield
-    finally:
-        for module in loud:
-            module.training = True
 
 
 def _tuple_of(output: Any) -> int | None:
@@ -362,50 +288,3 @@ def _restore(module: nn.Module, forward: Any) -> None:
         del module.forward
     else:
         module.forward = forward
-
-
-def _matrices(module: nn.Module) -> list[Tensor]:
-    """Weight matrices, packed ones of quantised layers included (some keep them as integer buffers)."""
-    packed = [b for b in module.buffers() if b.ndim == 2 and not b.is_floating_point() and b.dtype != torch.bool]
-    return [*(p for p in module.parameters() if p.ndim >= 2), *packed]
-
-
-def _rows(t: Tensor | None) -> bool:
-    """Whether a tensor of the watched pass is [1, t, width]: one row per token."""
-    return t is not None and t.ndim == 3 and t.shape[:2] == (1, WATCHED)
-
-
-def _has_width(t: Tensor | None, width: int) -> bool:
-    return _rows(t) and t is not None and t.shape[-1] == width
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b or (a is not None and b is not None and a.data_ptr() == b.data_ptr() and a.shape == b.shape)
-
-
-def _projections(parent: _Call, calls: list[_Call]) -> list[_Call]:
-    """The projections called inside another call, as the rest of the model sees them.
-
-    A projection is a module with one weight matrix that calls no other such module; where an adapter wraps it (LoRA: the
-    wrapper reads the same tensor and gives the same width), it is the wrapper, whose output the adapter has joined.
-    """
-    inner = [c for c in calls if parent.order < c.order and c.end < parent.end]
-    busy = [c for c in inner if len(_matrices(c.module)) == 1]
-    leaves = [c for c in busy if not any(_inside(o, c) for o in busy)]
-    whole = {id(found.module): found for found in (_wrapped(leaf, inner) for leaf in leaves)}
-    found = list(whole.values())
-    return sorted((c for c in found if not any(_inside(c, o) for o in found)), key=lambda c: c.order)
-
-
-def _wrapped(leaf: _Call, inner: list[_Call]) -> _Call:
-    """The outermost call around a projection that does the same job: same tensor read, same width given."""
-    around = [c for c in inner if _inside(leaf, c) and _same(c.read, leaf.read) and _like(c.gave, leaf.gave)]
-    return min(around, key=lambda c: c.order, default=leaf)
-
-
-def _inside(inner: _Call, outer: _Call) -> bool:
-    return inner is not outer and outer.order < inner.order and inner.end < outer.end
-
-
-def _like(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is not None and b is not None and a.shape == b.shape

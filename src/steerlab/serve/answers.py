@@ -13,6 +13,7 @@ from ..controls import Constant
 from ..engines.base import Finish
 from ..engines.hf_generate import Row
 from ..engines.hf_serving import Prompts
+from ..engines.render import Rendered
 from .resolve import Resolved
 from .scheduler import Done, Moved
 from .talk import Call, Form, Reader, Told
@@ -36,6 +37,7 @@ class Answers:
     form: Form = field(default_factory=Form)
     offered: frozenset[str] = frozenset()
     opened: bool = False
+    ids: bool = False  # whether tokens are told as numbers, too
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -68,26 +70,38 @@ class Answers:
             finish = _finish(reply.finish, bool(told.calls))
             choices.append({
                 "index": n, **said, "logprobs": self._logprobs(moved, 0), "finish_reason": finish,
+                **({"token_ids": moved.ids} if self.ids else {}), **self._asked_ids(row.prompt, text=True),
                 "steering": {**self._gates(one), **self._readings(moved)},
             })  # fmt: skip
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": choices, "usage": self.usage(done), "steering": self.applied()}
+        asked = self._asked_ids(done[0].row.prompt, text=False)
+        return {**self._head(kind), "choices": choices, "usage": self.usage(done), "steering": self.applied(), **asked}
+
+    def _asked_ids(self, prompt: Rendered, *, text: bool) -> dict[str, Any]:
+        """The prompt as numbers: a text's beside its reply, as a request may have several; a chat's once for all."""
+        return {"prompt_token_ids": list(prompt.ids)} if self.ids and text != self.chat else {}
 
     def reader(self) -> Reader:
         """What takes a reply of a chat apart; a text stays as it is."""
         form = self.form if self.chat else Form()
         return Reader(form, self.offered, opened=self.opened)
 
-    def moved(self, n: int, moved: Moved, told: Told, offset: int, *, first: bool, before: int) -> dict[str, Any]:
-        """A piece of a reply, and what is certain of its parts with it, after `before` calls of tools."""
-        delta = _delta(told, before)
+    def moved(
+        self, n: int, moved: Moved, told: Told, offset: int, *, begins: Rendered | None, before: int
+    ) -> dict[str, Any]:
+        """A piece of a reply, the first one with its prompt, and what is certain of its parts, after `before` calls of tools."""
+        delta, first = _delta(told, before), begins is not None
         if first:
             delta["role"] = "assistant"
         said = {"delta": delta} if self.chat else {"text": moved.text}
-        choice = {"index": n, **said, "logprobs": self._logprobs(moved, offset), "finish_reason": None}
+        choice: dict[str, Any] = {"index": n, **said, "logprobs": self._logprobs(moved, offset), "finish_reason": None}
         if found := self._readings(moved):
             choice["steering"] = found
-        return {**self._head(self._piece), "choices": [choice]}
+        if self.ids:
+            choice["token_ids"] = moved.ids
+        asked = {} if begins is None else self._asked_ids(begins, text=False)
+        beside = {} if begins is None else self._asked_ids(begins, text=True)
+        return {**self._head(self._piece), "choices": [{**choice, **beside}], **asked}
 
     def done(self, n: int, done: Done, told: Told, *, before: int) -> dict[str, Any]:
         """The last piece of a reply, with `told` that waited for its end, after `before` calls of tools."""

@@ -93,7 +93,7 @@ def _jobs(
     opened = chat and service.form.thinks and service.prompts.ends_with(prompts[0], THINK.begin)
     form = Answers(
         chat, asked.model, seed, resolved, service.prompts, _logprobs(asked), tops, sum(len(p.ids) for p in prompts),
-        service.form, offered(asked) if chat else frozenset(), opened,
+        service.form, offered(asked) if chat else frozenset(), opened, bool(asked.return_token_ids),
     )  # fmt: skip
     return form, jobs, queue
 
@@ -196,7 +196,8 @@ class Exchange:
                 if isinstance(event, Moved):
                     offset = offsets.get(n, 0)
                     before, told = readers[n].calls, readers[n].more(event.text)
-                    piece = self._form.moved(n, event, told, offset, first=n not in offsets, before=before)
+                    begins = None if n in offsets else self._jobs[n].ask.prompt
+                    piece = self._form.moved(n, event, told, offset, begins=begins, before=before)
                     yield _event({**piece, **begun})
                     offsets[n] = offset + len(event.text)
                 elif isinstance(event, Done):

@@ -286,6 +286,7 @@ class Scheduler:
         piece = self._running.piece(row)
         if piece is None or (not piece.text and len(row.ids) == job.sent):
             return
-        since = job.sent
+        until = len(row.ids) if row.finish is None else len(self._running.reply(row).ids)  # the end token isn't told
+        new = slice(job.sent, until)
         job.sent = len(row.ids)
-        job.tell(Moved(piece.text, row.ids[since:], row.logprobs[since:], row.likeliest[since:], row.readings[since:]))
+        job.tell(Moved(piece.text, row.ids[new], row.logprobs[new], row.likeliest[new], row.readings[new]))

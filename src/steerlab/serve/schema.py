@@ -1,4 +1,5 @@
-"""What requests look like: OpenAI's fields, and ours (`steering`, `strict`, `readouts`, `unsteered`, `top_k`).
+"""What requests look like: OpenAI's fields, ours (`steering`, `strict`, `readouts`, `unsteered`, `top_k`), and `return_token_ids`
+as vLLM's server has it.
 
 An unknown field is an error: a misspelt `steering` must not be served unsteered. Fields of OpenAI's that say nothing about the
 reply are taken and left; those that would change it and aren't built must stand at their default.
@@ -143,6 +144,7 @@ class Asked(_Strict):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
 
     # at their default only
     frequency_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None

@@ -62,6 +62,19 @@ def test_rows_are_independent_and_each_has_its_own_strength(edit_kind, width, se
         torch.testing.assert_close(together[row], edit(h[row], float(strengths[row])), rtol=1e-5, atol=1e-5)
 
 
+@given(width=WIDTHS, seed=SEEDS, units=st.lists(st.floats(-1, 1), min_size=3, max_size=3), tokens=st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_what_is_worked_out_once_is_the_formula(edit_kind, width, seed, units, tokens):
+    edit, generator = drawn(edit_kind, width, seed)
+    strengths = torch.tensor([inside(edit, u) for u in units])[:, None, None]
+    ready = edit.at(strengths)
+    for _ in range(2):
+        h = torch.randn(3, tokens, width, generator=generator)
+        before = h.clone()
+        torch.testing.assert_close(ready(h), edit(h, strengths), rtol=1e-5, atol=1e-5)
+        assert torch.equal(h, before)
+
+
 @given(width=WIDTHS, seed=SEEDS, unit=st.floats(-1, 1))
 @settings(max_examples=25, deadline=None)
 def test_the_normal_form_equals_the_call(edit_kind, width, seed, unit):

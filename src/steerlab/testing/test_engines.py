@@ -17,7 +17,18 @@ from steerlab.controls import Gate
 from steerlab.edits import Clamp, Shift
 from steerlab.engines.base import Sampling, Start
 from steerlab.errors import DataError, SiteError, SteerlabError, UnsupportedError
-from steerlab.positions import ALL, DECODING, GENERATED, LAST_PROMPT, NOT_TEMPLATE, PROMPT, first, last
+from steerlab.positions import (
+    ALL,
+    DECODING,
+    GENERATED,
+    LAST_PROMPT,
+    NOT_TEMPLATE,
+    PROMPT,
+    Positions,
+    Window,
+    first,
+    last,
+)
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import tiny
@@ -26,7 +37,7 @@ TOLERANCE = 1e-5
 PARTS = ("embed", "norm_attn", "q", "k", "v", "heads", "attn", "norm_mlp", "neurons", "mlp", "resid", "final")
 MASKS = {
     "all": ALL, "not_template": NOT_TEMPLATE, "prompt": PROMPT, "generated": GENERATED, "last_prompt": LAST_PROMPT,
-    "decoding": DECODING, "f2+l1": first(2) | last(1),
+    "decoding": DECODING, "f2+l1": first(2) | last(1), "some": Positions((), (Window(1, 4), Window(6))),
 }  # fmt: skip
 GREEDY = Sampling(max_new_tokens=12)
 ABSENT = {("olmo2", "norm_attn"), ("olmo2", "norm_mlp"), ("mixtral", "neurons"), ("qwen3_moe", "neurons")}

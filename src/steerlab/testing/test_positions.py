@@ -53,6 +53,17 @@ def test_the_mask_is_the_list_definition_in_any_chunking_and_padding(prompt_w, g
         assert {int(p) for p in numbers[row][whole[row]]} == wanted
 
 
+@given(st.lists(windows, max_size=2), st.lists(generated, max_size=3), st.integers(0, 12))
+@settings(max_examples=100, deadline=None)
+def test_from_a_generated_token_on_all_are_touched_or_none(prompt_w, gen_w, k):
+    positions = Positions(tuple(prompt_w), tuple(gen_w))
+    touched = {p - 3 for p in by_lists(positions, 3, 0, 40)}
+    said, rest = positions.generated_from(k), set(range(k, 37))
+    assert said is None or touched & rest == (rest if said else set())
+    settled = k >= max((b for w in gen_w for b in (w.start, w.stop) if b is not None), default=0)
+    assert said is not None or not settled
+
+
 @given(st.lists(windows, max_size=3), st.lists(generated, max_size=2))
 @settings(max_examples=50, deadline=None)
 def test_they_survive_json_and_hash(prompt_w, gen_w):

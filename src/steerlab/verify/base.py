@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -26,7 +26,8 @@ LOOSE = 0.1  # nats by which log-probabilities of 16-bit models may differ betwe
 class Options:
     """How it is checked. `tolerance` in nats (None: the engine's own).
 
-    `llamacpp` is a Python that has llama-cpp-python, `vllm` one that has vLLM, which runs eager or `compiled`.
+    `llamacpp` is a Python that has llama-cpp-python, `vllm` one that has vLLM, which runs eager or `compiled`. A server is
+    asked at `url` with `key`; without a url one is started, on `server_engine` (hf or vllm).
     """
 
     tolerance: float | None = None
@@ -34,6 +35,9 @@ class Options:
     tokens: int = 12
     vllm: str | None = None
     compiled: bool = False
+    url: str | None = None
+    key: str | None = field(default=None, repr=False)
+    server_engine: str = "hf"
 
 
 @dataclass(frozen=True, slots=True)

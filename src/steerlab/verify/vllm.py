@@ -14,27 +14,19 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..engines.hf import HFEngine
+from ..engines.hf_model import no_bars
 from ..errors import ArtefactError, UnsupportedError
 from ..steering import Steering
 from ..vllm.rows import refused
-from . import _plain
-from .base import Check, Options, Probe, Target, apart, scored, with_prompt, within
+from ._replies import Said, differ, effect, meant, mixture
+from .base import Check, Options, Probe, Target, apart, with_prompt, within
 
 SECONDS = 3600
-ROWS = 16
-
-
-class Said(NamedTuple):
-    """A reply: its tokens and their log-probabilities."""
-
-    ids: tuple[int, ...]
-    logprobs: Tensor
 
 
 class VLLM(Target):
@@ -48,11 +40,11 @@ class VLLM(Target):
         if reasons := [reason for i in steering.interventions if (reason := refused(i))]:
             raise UnsupportedError(f"vLLM refuses this steering: {'; '.join(reasons)}.")
         python = interpreter(options)
-        rows = _rows(steering, probes)
+        rows = mixture(steering, probes)
         asked = [with_prompt(engine, p, None if s is None else steering.scaled(s)) for p, s in rows]
         with tempfile.TemporaryDirectory(prefix="steerlab-") as folder:
             model = Path(folder) / "model"
-            _write(engine, model)
+            write_checkpoint(engine, model)
             (Path(folder) / "steerings").mkdir()
             steering.save(Path(folder) / "steerings" / "it.safetensors")
             job = {
@@ -68,7 +60,7 @@ class VLLM(Target):
             unsteered = [ask for ask in asks if ask["strength"] is None]
             bare = run(python, {**job, "rows": unsteered, "bare": True}, Path(folder))
         most, line = self.most(engine, probes, options)
-        wanted = [_scored(engine, p, None if s is None else steering.scaled(s), said)
+        wanted = [meant(engine, p, None if s is None else steering.scaled(s), said)
                   for p, (_, s), said in zip(asked, rows, ran["alone"], strict=True)]  # fmt: skip
         untouched = [n for n, (_, s) in enumerate(rows) if s is None]
         off = [n for n, (_, s) in enumerate(rows) if s == 0]
@@ -76,15 +68,15 @@ class VLLM(Target):
         return [
             within("reference", "rows at several strengths are what the definition says",
                    apart([s.logprobs for s in ran["alone"]], wanted), most),
-            within("mixed", "a row among rows of other strengths is the row alone", _differ(ran["together"], ran["alone"]), most),
+            within("mixed", "a row among rows of other strengths is the row alone", differ(ran["together"], ran["alone"]), most),
             within("neighbours", "unsteered rows beside them are those of a vLLM without the plug-in",
-                   _differ([ran["together"][n] for n in untouched], bare["together"]), most),
+                   differ([ran["together"][n] for n in untouched], bare["together"]), most),
             within("cache", "with the prefix cache full of the others' prompts, rows are as with an empty one",
-                   _differ(ran["again"], ran["alone"]), most),
+                   differ(ran["again"], ran["alone"]), most),
             within("off", "strength 0 is what unsteered rows are",
-                   _differ([ran["alone"][n] for n in off], [plain[rows[n][0].ids] for n in off]), 0.0),
+                   differ([ran["alone"][n] for n in off], [plain[rows[n][0].ids] for n in off]), 0.0),
             Check("effect", None, "how far it moves a log-probability at most",
-                  _effect(engine, asked, rows, ran["alone"], wanted)),
+                  effect(engine, asked, rows, ran["alone"], wanted)),
             line,
         ]  # fmt: skip
 
@@ -126,21 +118,6 @@ def run(python: str, job: Mapping[str, Any], folder: Path) -> dict[str, list[Sai
     return {name: [Said(tuple(ids), torch.tensor(told)) for ids, told in rows] for name, rows in found.items()}
 
 
-def _rows(steering: Steering, probes: Sequence[Probe]) -> list[tuple[Probe, float | None]]:
-    """Each probe at several strengths, at 0 and untouched."""
-    low, high = steering.domain
-    strengths = [s for s in (1.0, 0.5, -1.0) if low <= s <= high and (steering.prompt is None or s != 0.5)]
-    rows: list[tuple[Probe, float | None]] = []
-    for n, probe in enumerate(probes):
-        rows += [
-            (probe, strengths[n % len(strengths)]),
-            (probe, None),
-            (probe, strengths[(n + 1) % len(strengths)]),
-            (probe, 0.0),
-        ]
-    return rows
-
-
 def _needs(steering: Steering) -> dict[str, Any]:
     """The tables that it needs."""
     from ..vllm.batch import Plan
@@ -151,31 +128,8 @@ def _needs(steering: Steering) -> dict[str, Any]:
     return {"rank": rank, "diag": diag, "classes": max(1, len(plan.classes))}
 
 
-def _write(engine: HFEngine, folder: Path) -> None:
-    engine.model.save_pretrained(folder)
+def write_checkpoint(engine: HFEngine, folder: Path) -> None:
+    """The model as it is in memory, with its tokenizer."""
+    with no_bars():
+        engine.model.save_pretrained(folder)
     engine.tokenizer.save_pretrained(folder)
-
-
-def _scored(engine: HFEngine, probe: Probe, steering: Steering | None, said: Said) -> Tensor:
-    whole = probe._replace(ids=(*probe.ids[: probe.prompt_length], *said.ids))
-    return scored(_plain.logits(engine, whole, steering), whole)
-
-
-def _differ(got: Sequence[Said], wanted: Sequence[Said]) -> float:
-    """The largest difference up to where two replies part; infinite where they part by more than a near-tie."""
-    most = 0.0
-    for a, b in zip(got, wanted, strict=True):
-        same = next((n for n, (x, y) in enumerate(zip(a.ids, b.ids)) if x != y), min(len(a.ids), len(b.ids)))
-        until = min(
-            same + 1, len(a.ids), len(b.ids)
-        )  # where two tokens were as likely, both log-probabilities are alike
-        most = max(most, apart([a.logprobs[:until]], [b.logprobs[:until]]))
-    return most
-
-
-def _effect(
-    engine: HFEngine, asked: Sequence[Probe], rows: Sequence[tuple[Probe, float | None]], said: Sequence[Said],
-    wanted: Sequence[Tensor],
-) -> float:  # fmt: skip
-    steered = [n for n, (_, s) in enumerate(rows) if s]
-    return apart([wanted[n] for n in steered], [_scored(engine, asked[n], None, said[n]) for n in steered])

@@ -1,0 +1,107 @@
+"""One forward pass over a batch: with hooks, from a block on, up to what is asked for, its head taken at chosen tokens.
+
+What makes it cheap is tried on the model itself, once: whether its head is one matrix, whether its last block may be narrowed,
+whether answers may share a prompt's row. Where not, the plain way is gone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..controls import Tokens
+from .base import Batch, Run, Start
+from .head import Head
+from .hf_head import apart, find_head, head_at, narrowed, narrows, packs
+from .hf_hooks import Enough, Hooks
+from .hf_model import text_config
+from .hf_sites import Anatomy
+from .hf_watch import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHARED = 4096  # tokens of a row of answers to one prompt
+
+
+class Passes:
+    """Runs one model."""
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
+        self._model, self._anatomy = model, anatomy
+        self._takes = set(inspect.signature(model.forward).parameters)
+        self._head: tuple[Tensor | None, Head | None] | None = None
+        self._narrowable: bool | None = None
+        self._packable: bool | None = None
+
+    @property
+    def head(self) -> Head | None:
+        """The output head where it is one matrix."""
+        module: Any = self._model.get_output_embeddings()
+        weight = getattr(module, "weight", None)
+        if self._head is None or self._head[0] is not weight:  # found anew where it was moved or exchanged
+            self._head = (weight, find_head(self._model, text_config(self._model)))
+        return self._head[1]
+
+    def shares(self, context: int) -> int:
+        """Tokens of a row in which answers may share a prompt; 0 where the model doesn't give the same then."""
+        if self._packable is None:  # whether the model gives the same then, tried once
+            self._packable = packs(self._model, self._anatomy)
+        config = text_config(self._model)  # beyond its attention windows it would see less than the mask says
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min([w for w in windows if w] + [2 * context, SHARED]) if self._packable else 0
+
+    def run(self, batch: Batch, hooks: Hooks, *, logits: bool, start: Start | None = None, hidden: bool = False) -> Run:
+        """What the hooks collected, and the scores, or what the head reads (`hidden`), where answers are predicted."""
+        hooks.tokens = Tokens(batch.ids, batch.position, batch.prompt_length)
+        hooks.head = batch.head
+        given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": self._attention(batch), "use_cache": False}
+        if "position_ids" in self._takes:
+            given["position_ids"] = batch.position.clamp(min=0)
+        if not logits and not hidden and "logits_to_keep" in self._takes:
+            given["logits_to_keep"] = 1
+        (rows, columns), shape = batch.predicts.nonzero(as_tuple=True), batch.ids.shape
+        places = (rows, columns)
+        begun = nullcontext() if start is None else self._anatomy.begun(start.layer, start.hidden)
+        narrow = narrowed(self._anatomy, places, shape) if hidden and self._narrows(hooks, start) else nullcontext()
+        head = head_at(self._model, places, shape, stop=hidden)
+        out = None
+        with hooks.attached(), quiet(self._model), begun, narrow, head as taken, suppress(Enough):
+            out = self._model(**given)
+        if hidden:
+            return Run(None, hooks.collected, taken[0])
+        if out is None or not logits:
+            return Run(None, hooks.collected)
+        return Run((out.logits[0] if taken else out.logits[places]).float(), hooks.collected)
+
+    def _attention(self, batch: Batch) -> Tensor:
+        """1 on real tokens; where answers share a prompt, what is added to each token's attention to each other."""
+        if batch.branch is None:
+            return batch.attention
+        return apart(batch.position, batch.branch, self._model.dtype)
+
+    def _narrows(self, hooks: Hooks, start: Start | None) -> bool:
+        """Whether the last block runs, is seen by no hook, and gives the same narrowed (tried once)."""
+        last = self._anatomy.depth - 1
+        if (start is not None and start.layer == last) or any(s.reached >= (last, -1) for s in hooks.sites):
+            return False
+        if self._narrowable is None:
+            self._narrowable = narrows(self._model, self._anatomy)
+        return self._narrowable
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Generator[None]:
+    """The model's parameters take no gradient inside; each is left as it was."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in learning:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)
