@@ -282,8 +282,7 @@ def test_the_canary_dies_where_an_edit_doesnt_arrive(served, monkeypatch):
         monkeypatch.setattr(tables.Tables, "write", write)
         for n in (1, 2):
             laid.write(n, {})
-    filler._held.clear()
-    filler._free[:] = range(laid.size.rows - 1, 0, -1)
+    filler.forget()
 
 
 def test_an_engine_whose_worker_cant_steer_doesnt_start(served):

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,6 +84,7 @@ class Files:
     def __init__(self, kept: Path) -> None:
         self._kept, self._lock = kept, Lock()
         self._known: OrderedDict[str, Steering] = OrderedDict()
+        self._acting: OrderedDict[tuple[Part, ...], tuple[Intervention, ...]] = OrderedDict()
 
     def keep(self, steering: Steering) -> str:
         """Its digest; from now on workers find it."""
@@ -104,6 +106,24 @@ class Files:
             raise ArtefactError(f"the file of steering {digest[:12]} holds another one; it is not served.")
         self._remember(digest, steering)
         return steering
+
+    def acting(self, parts: Sequence[Part]) -> tuple[Intervention, ...]:
+        """All that a request does to activations, in the order in which it acts; what has the strength 0 is left out."""
+        key = tuple(parts)
+        with self._lock:
+            if key in self._acting:
+                self._acting.move_to_end(key)
+                return self._acting[key]
+        found = interventions(self, parts)
+        with self._lock:
+            self._acting[key] = found
+            if len(self._acting) > KEPT:
+                self._acting.popitem(last=False)
+        return found
+
+    def has(self, digest: str) -> bool:
+        """Whether the steering of that digest is kept: files are never taken away."""
+        return digest in self._known or (self._kept / f"{digest}.safetensors").is_file()
 
     def _remember(self, digest: str, steering: Steering) -> None:
         with self._lock:
@@ -161,7 +181,7 @@ class Admission:
                     ' and say "prompted": true.'
                 )
             parts.append(Part(digest, strength, positions))
-        acting = interventions(self._files, parts)
+        acting = self._files.acting(parts)
         asked = Asked.of(parts, 0)
         if reasons := self._refused(asked.key, acting):
             raise UnsupportedError(f"this request can't be steered exactly: {'; '.join(reasons)}.")
@@ -169,13 +189,16 @@ class Admission:
         if head is None:
             head = self._head(ids) if anchored else 0
         head = min(head, max(len(ids) - 1, 0))
-        plan = Plan.of(asked.key, acting, len(ids), head)
-        if len(plan.classes) > self._classes:
-            raise UnsupportedError(
-                f"this request's tokens are steered in {len(plan.classes)} different ways, by their positions, and this server"
-                f' takes {self._classes} (start it with "classes": {len(plan.classes)}).'
-            )
+        if len({i.positions for i in acting}) > 1:  # one set of positions makes one class
+            self._check_classes(len(Plan.of(asked.key, acting, len(ids), head).classes))
         return replace(asked, head=head)
+
+    def _check_classes(self, needed: int) -> None:
+        if needed > self._classes:
+            raise UnsupportedError(
+                f"this request's tokens are steered in {needed} different ways, by their positions, and this server takes"
+                f' {self._classes} (start it with "classes": {needed}).'
+            )
 
     def _refused(self, key: str, acting: Sequence[Intervention]) -> list[str]:
         reasons = self._said.get(key)
@@ -228,23 +251,27 @@ class Admission:
         """The digest of the steering of that name (or digest), checked against the model."""
         if name in self._fits:
             return self._fitting(name, name, self._fits[name])
-        path = self._path(name)
-        if path is None:
-            found = [] if self._folder is None else [p.stem for p in self._folder.glob("*.safetensors")]
-            raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], found)}")
-        stat = path.stat()
-        state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        found = self._file(name)
+        if found is None:
+            there = [] if self._folder is None else [p.stem for p in self._folder.glob("*.safetensors")]
+            raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], there)}")
+        path, state = found
         known = self._read.get(name)
         if known is None or known[0] != state:
             steering = Steering.load(path)
             known = self._read[name] = (state, self.keep(steering), self._misfits(steering))
         return self._fitting(known[1], name, known[2])
 
-    def _path(self, name: str) -> Path | None:
+    def _file(self, name: str) -> tuple[str, tuple[int, int, int]] | None:
+        """Where the file of that name is, and what would change with it; None where there is none."""
         if self._folder is None or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
             return None
-        path = self._folder / f"{name}.safetensors"
-        return path if path.is_file() else None
+        path = f"{self._folder}/{name}.safetensors"
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return (path, (found.st_mtime_ns, found.st_size, found.st_ino)) if stat.S_ISREG(found.st_mode) else None
 
     def keep(self, steering: Steering) -> str:
         """Make a steering known by its digest, whatever it is called."""

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DataError, SteerlabError, UnsupportedError
 from ..version import __version__
@@ -189,20 +189,35 @@ def _reasons(config: Any) -> list[str]:
 # --- in the engine's core and its workers ----------------------------------------------------------------------------
 
 
+class _Core(NamedTuple):
+    """What an engine's core knows of us."""
+
+    settings: Settings | None
+    files: Files
+
+
+def _core(core: Any) -> _Core:
+    found: _Core | None = getattr(core, MARK, None)
+    if found is None:
+        found = _Core(settings_of(core.vllm_config), Files(kept_folder()))
+        setattr(core, MARK, found)
+    return found
+
+
 def _preprocessed(method: Any, core: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     """A request that asks to be steered, and whose steering can't be had here, fails alone and before it runs."""
     sampling = request.sampling_params
     given = None if sampling is None else asked(sampling.extra_args)
     if given is not None:
-        if settings_of(core.vllm_config) is None:
+        known = _core(core)
+        if known.settings is None:
             raise UnsupportedError("a steered request came to an engine that was started without steerlab.")
         found = Asked.from_json(given)
         if not (request.cache_salt or "").startswith(found.salt):
             raise UnsupportedError(
                 "a steered request came without its salt; it would share a cache with unsteered ones."
             )
-        kept = kept_folder()
-        missing = [p.digest[:12] for p in found.parts if not (kept / f"{p.digest}.safetensors").is_file()]
+        missing = [p.digest[:12] for p in found.parts if not known.files.has(p.digest)]
         if missing:
             raise UnsupportedError(f"the engine doesn't find the steerings {', '.join(missing)}; it is not served.")
     return method(core, request, *args, **kwargs)

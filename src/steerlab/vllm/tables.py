@@ -18,7 +18,7 @@ from ..errors import UnsupportedError
 from .rows import Row
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,15 @@ class Size:
     diag: bool
 
     @property
+    def columns(self) -> int:
+        """Numbers in a row at one block, rounded up so that every row begins at a round address."""
+        wide = (1 + 2 * self.rank + self.diag) * self.width + 3 * self.rank + (self.rank**2 if self.rank > 1 else 0)
+        return -(-wide // 16) * 16
+
+    @property
     def bytes(self) -> int:
         """Memory on one device."""
-        wide = 1 + 2 * self.rank + self.diag
-        return 4 * len(self.layers) * self.rows * (wide * self.width + 2 * self.rank + self.rank**2)
+        return 4 * len(self.layers) * self.rows * self.columns
 
     def refused(self, layer: int, row: Row) -> str | None:
         """Why a row doesn't fit, in words, or None."""
@@ -59,51 +64,90 @@ class Tables:
     """All blocks' tables on one device, and the row of every token of the step."""
 
     def __init__(self, size: Size, tokens: int, device: torch.device, *, always: bool) -> None:
-        self.size, self.device = size, device
-        self.live = False
-        n, rows, k, d = len(size.layers), size.rows, size.rank, size.width
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.bias = zeros(n, rows, d)
-        self.diag = zeros(n, rows, d) if size.diag else None
-        self.down, self.up = (zeros(n, rows, k, d), zeros(n, rows, k, d)) if k else (None, None)
-        self.start, self.side = (zeros(n, rows, k), zeros(n, rows, k)) if k else (None, None)
-        self.coupling = zeros(n, rows, k, k) if k > 1 else None
-        self.rows = zeros(tokens, dtype=torch.long)
+        self.size, self.device, self.live = size, device, False
+        self.edits = torch.zeros(len(size.layers), size.rows, size.columns, device=device)
+        self.rows = torch.zeros(tokens, dtype=torch.long, device=device)
         self._at = {layer: n for n, layer in enumerate(size.layers)}
         self.blocks = {layer: Block(self, n, always=always) for layer, n in self._at.items()}
 
+    def packed(self, rows: Mapping[int, Row]) -> Float[Tensor, "l c"]:
+        """What a row of the tables holds at every block: that of each block named, and nothing at the others."""
+        made = torch.zeros(len(self.size.layers), self.size.columns)
+        for layer, row in rows.items():
+            part = Columns(self.size, made[self._at[layer]][None])
+            if row.bias is not None:
+                part.bias[0] = row.bias
+            if row.diag is not None:
+                part.diag[0] = row.diag
+            for j, line in enumerate(row.lines):
+                part.down(j)[0], part.up(j)[0], part.start(j)[0] = line.down, line.up, line.start
+                part.least(j)[0] = 0.0 if line.side > 0 else -torch.inf
+                part.most(j)[0] = 0.0 if line.side < 0 else torch.inf
+                for i, weight in line.coupling.items():
+                    part.coupling(j, i)[0] = weight
+        return made
+
     def write(self, number: int, rows: Mapping[int, Row]) -> None:
         """Let a row be what is done at each block named, and nothing at the others."""
-        assert 0 < number < self.size.rows, "row 0 stays zero"
-        size = self.size
-        n, k, d = len(size.layers), size.rank, size.width
-        wide = torch.zeros(n, 1 + 2 * k + size.diag, d)
-        small = torch.zeros(n, 2 + k, k)
-        for layer, row in rows.items():
-            at = self._at[layer]
-            if row.bias is not None:
-                wide[at, 0] = row.bias
-            if row.diag is not None:
-                wide[at, 1 + 2 * k] = row.diag
-            for j, line in enumerate(row.lines):
-                wide[at, 1 + j], wide[at, 1 + k + j] = line.down, line.up
-                small[at, 0, j], small[at, 1, j] = line.start, line.side
-                for i, weight in line.coupling.items():
-                    small[at, 2 + j, i] = weight
-        wide, small = wide.to(self.device), small.to(self.device)
-        self.bias[:, number].copy_(wide[:, 0])
-        if self.diag is not None:
-            self.diag[:, number].copy_(wide[:, 1 + 2 * k])
-        if self.down is not None and self.up is not None and self.start is not None and self.side is not None:
-            self.down[:, number].copy_(wide[:, 1 : 1 + k])
-            self.up[:, number].copy_(wide[:, 1 + k : 1 + 2 * k])
-            self.start[:, number].copy_(small[:, 0])
-            self.side[:, number].copy_(small[:, 1])
-        if self.coupling is not None:
-            self.coupling[:, number].copy_(small[:, 2:])
+        self.fill([number], [self.packed(rows)])
+
+    def fill(self, numbers: Sequence[int], packed: Sequence[Float[Tensor, "l c"]]) -> None:
+        """Let rows hold what is packed, in one copy."""
+        assert all(0 < number < self.size.rows for number in numbers), "row 0 stays zero"
+        self.edits.index_copy_(
+            1, torch.tensor(numbers, device=self.device), torch.stack(list(packed), dim=1).to(self.device)
+        )
+
+
+class Columns:
+    """The parts of rows [n, columns] at one block, as views: bias, diagonal, up and down of each line, then single numbers.
+
+    A line's number is kept between `least` and `most`: a side is 0 on one end, no side infinite on both, no line 0 on both.
+    """
+
+    def __init__(self, size: Size, rows: Float[Tensor, "n c"]) -> None:
+        self._size, self._rows = size, rows
+
+    def _wide(self, n: int) -> Float[Tensor, "n d"]:
+        return self._rows[:, n * self._size.width : (n + 1) * self._size.width]
+
+    def _single(self, n: int) -> Float[Tensor, "n 1"]:
+        at = (1 + 2 * self._size.rank + self._size.diag) * self._size.width + n
+        return self._rows[:, at : at + 1]
+
+    @property
+    def bias(self) -> Float[Tensor, "n d"]:
+        """What is added."""
+        return self._wide(0)
+
+    @property
+    def diag(self) -> Float[Tensor, "n d"]:
+        """What each dimension is multiplied by and added."""
+        return self._wide(1 + 2 * self._size.rank)
+
+    def up(self, j: int) -> Float[Tensor, "n d"]:
+        """What a line writes."""
+        return self._wide(1 + j)
+
+    def down(self, j: int) -> Float[Tensor, "n d"]:
+        """What a line reads."""
+        return self._wide(1 + self._size.rank + j)
+
+    def start(self, j: int) -> Float[Tensor, "n 1"]:
+        """What is added to the number that a line reads."""
+        return self._single(j)
+
+    def least(self, j: int) -> Float[Tensor, "n 1"]:
+        """The least that a line's number may be."""
+        return self._single(self._size.rank + j)
+
+    def most(self, j: int) -> Float[Tensor, "n 1"]:
+        """The most that a line's number may be."""
+        return self._single(2 * self._size.rank + j)
+
+    def coupling(self, j: int, i: int) -> Float[Tensor, "n 1"]:
+        """How much of an earlier line's number goes into a line's."""
+        return self._single((3 + j) * self._size.rank + i)
 
 
 class Block(nn.Module):
@@ -111,44 +155,31 @@ class Block(nn.Module):
 
     def __init__(self, tables: Tables, n: int, *, always: bool) -> None:
         super().__init__()
-        self._all, self._always, self.rank = tables, always, tables.size.rank
-
-        def keep(name: str, tensor: Tensor | None) -> None:
-            self.register_buffer(name, tensor, persistent=False)
-
-        for name in ("bias", "diag", "down", "up", "start", "side", "coupling"):
-            whole: Tensor | None = getattr(tables, name)
-            keep(name, None if whole is None else whole[n])
-        keep("rows", tables.rows)
+        self._all, self._always, self._size = tables, always, tables.size
+        self.register_buffer("edits", tables.edits[n], persistent=False)
+        self.register_buffer("rows", tables.rows, persistent=False)
 
     def forward(self, h: Float[Tensor, "n d"], rest: Float[Tensor, "n d"] | None) -> Float[Tensor, "n d"]:
         """`h`, with the edit of the stream h + rest added to it."""
         if not (self._always or self._all.live):
             return h
-        at = torch.narrow(self._rows, 0, 0, h.shape[0])
-        added = self._tensor("bias")[at]
-        diag = self._buffer("diag")
-        if diag is None and not self.rank:
-            return (h.float() + added).to(h.dtype)
-        x = h.float() if rest is None else h.float() + rest.float()
-        if diag is not None:
-            added = added + diag[at] * x
-        found: list[Tensor] = []
-        for j in range(self.rank):
-            c = (x * self._tensor("down")[:, j][at]).sum(dim=-1) + self._tensor("start")[:, j][at]
-            for i in range(j):
-                c = c + self._tensor("coupling")[:, j, i][at] * found[i]
-            found.append(torch.where(self._tensor("side")[:, j][at] * c < 0, torch.zeros_like(c), c))
-            added = added + found[-1][:, None] * self._tensor("up")[:, j][at]
+        size = self._size
+        part = Columns(
+            size, self._tensor("edits").index_select(0, torch.narrow(self._tensor("rows"), 0, 0, h.shape[0]))
+        )
+        added = part.bias
+        if size.rank or size.diag:
+            x = h.float() if rest is None else h.float() + rest.float()
+            if size.diag:
+                added = torch.addcmul(added, part.diag, x)
+            found: list[Tensor] = []
+            for j in range(size.rank):
+                c = (x * part.down(j)).sum(dim=-1, keepdim=True) + part.start(j)
+                for i in range(j):
+                    c = torch.addcmul(c, part.coupling(j, i), found[i])
+                found.append(torch.clamp(c, part.least(j), part.most(j)))
+                added = torch.addcmul(added, found[-1], part.up(j))
         return (h.float() + added).to(h.dtype)
-
-    @property
-    def _rows(self) -> Int[Tensor, " m"]:
-        return self._tensor("rows")
-
-    def _buffer(self, name: str) -> Tensor | None:
-        found: Any = getattr(self, name)
-        return found
 
     def _tensor(self, name: str) -> Tensor:
         found: Any = getattr(self, name)
