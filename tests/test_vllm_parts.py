@@ -130,7 +130,7 @@ def test_every_token_gets_the_row_of_its_own_request(draw):
         if not seen:
             continue
         at_token = 0
-        for plan, first, count in spans:
+        for plan, first, count, _ in spans:
             for t in range(count):
                 number = int(tables.rows[at_token])
                 bits = 0 if plan is None else plan.one(first + t)
@@ -236,7 +236,7 @@ def test_the_salt_tells_apart_what_is_computed_apart(admitted):
         ("scale", '"diag": true'),
         ("point", "not affine"),
         ("mlp", "block outputs"),
-        ("gate", "strength is a number"),
+        ("gate", '"gates": true'),
         ("prompt", "prompted"),
         ("other", "fitted on another"),
         ({"steering": [{"name": "shift", "positions": "f1"}, {"name": "clamp-1", "positions": "l2"},

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ..controls import Gate
+from ..engines.readout import Readout
 from ..errors import UnsupportedError
-from ..positions import Positions
+from ..positions import DECODING, LAST_PROMPT, Positions
 from ..steering import Intervention
 from .rows import Row
-from .tables import Tables
+from .tables import Look, Packed, Probe, Tables
+from .watch import Gated, Reading, Watch
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 KEPT = 256 * 2**20  # bytes of folded rows that are remembered
+State = Literal["open", "closed", "asks"]
+OPEN: State = "open"  # or without a gate
+CLOSED: State = "closed"
+ASKS: State = "asks"  # closed until the graph finds it open
 
 
 class Run(NamedTuple):
@@ -38,28 +44,76 @@ class Run(NamedTuple):
 class Plan:
     """A request's classes, in runs from its first token on; the last run has no end.
 
-    A class is a number whose bit k says whether the k-th set of positions is touched; 0 is untouched.
+    A class is a number whose bit k says whether the k-th set of positions is touched; 0 is untouched. Tokens that are read are
+    one more such set: those at which others are predicted.
     """
 
     key: str
     sets: tuple[Positions, ...]
     interventions: tuple[Intervention, ...]
     runs: tuple[Run, ...]
+    prompt_length: int
+    reads: tuple[Readout, ...] = ()
+    gate: Gate | None = None
+    gated: int = 0  # the sets of positions at which the gate matters
 
     @classmethod
-    def of(cls, key: str, interventions: Sequence[Intervention], prompt_length: int, head: int) -> Plan:
+    def of(
+        cls,
+        key: str,
+        interventions: Sequence[Intervention],
+        prompt_length: int,
+        head: int,
+        reads: Sequence[Readout] = (),
+    ) -> Plan:
         """The plan of a prompt of so many tokens, `head` of them the template's."""
-        sets = tuple(dict.fromkeys(i.positions for i in interventions))
-        begins = np.array([_bounds(sets, prompt_length, head)])
-        bits = np.zeros(begins.shape[1], dtype=np.int64)
-        for k, positions in enumerate(sets):  # which is plain arithmetic, on arrays as on tensors
-            mask: Any = positions.mask
-            bits += mask(begins, np.array([prompt_length]), np.array([head]))[0].astype(np.int64) << k
+        behind = [i for i in interventions if isinstance(i.control, Gate)]
+        gate = next((i.control for i in behind if isinstance(i.control, Gate)), None)
+        more = [DECODING] if reads else []
+        if (
+            gate is not None
+            and gate.held
+            and not any(_touches(i.positions, prompt_length - 1, prompt_length, head) for i in behind)
+        ):
+            more.append(LAST_PROMPT)  # where it decides, though nothing behind it acts there
+        sets = tuple(dict.fromkeys((*(i.positions for i in interventions), *more)))
+        begins = _bounds(sets, prompt_length, head)
+        bits = np.zeros(len(begins), dtype=np.int64)
+        for k, positions in enumerate(sets):
+            bits += _mask(positions, begins, prompt_length, head).astype(np.int64) << k
         runs: list[Run] = []
-        for begin, one in zip(begins[0].tolist(), bits.tolist(), strict=True):
+        for begin, one in zip(begins, bits.tolist(), strict=True):
             if not runs or runs[-1].bits != one:
                 runs.append(Run(begin, one))
-        return cls(key, sets, tuple(interventions), tuple(runs))
+        gated = sum(
+            1 << k
+            for k, p in enumerate(sets)
+            if any(i.positions == p for i in behind) or (p == LAST_PROMPT and p in more)
+        )
+        return cls(key, sets, tuple(interventions), tuple(runs), prompt_length, tuple(reads), gate, gated)
+
+    @property
+    def held(self) -> bool:
+        """Whether its gate decides once."""
+        return self.gate is not None and self.gate.held
+
+    def tallied(self, tally: Mapping[int, tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of each intervention behind the gate: tokens that it touches and acted at, from those of each class."""
+        made: list[tuple[int, int]] = []
+        for i in self.interventions:
+            if isinstance(i.control, Gate):
+                mine = [told for bits, told in tally.items() if bits >> self.sets.index(i.positions) & 1]
+                made.append((sum(tokens for tokens, _ in mine), sum(acted for _, acted in mine)))
+        return made
+
+    def slots(self, place: Callable[[int], int]) -> list[tuple[int, int, float]]:
+        """Where each read-out is found: the number of its block, the place there, and what is added to it."""
+        taken, found = dict[int, int](), list[tuple[int, int, float]]()
+        for read in self.reads:
+            assert read.site.layer is not None, "sites without a block are refused before"
+            slot = taken[read.site.layer] = taken.get(read.site.layer, -1) + 1
+            found.append((place(read.site.layer), slot, read.offset))
+        return found
 
     @property
     def classes(self) -> set[int]:
@@ -86,11 +140,16 @@ class Plan:
         """Whether every token from there on has one class."""
         return position >= self.runs[-1].begin
 
-    def rows(self, bits: int) -> dict[int, Row]:
+    def rows(self, bits: int, gate: State = OPEN) -> dict[int, Row]:
         """What is done to a token of a class, by block."""
         on = [p for k, p in enumerate(self.sets) if bits >> k & 1]
         acting = [i for i in self.interventions if i.positions in on]
-        return rows_of(acting)
+        return rows_of([i for i in acting if gate == OPEN or not isinstance(i.control, Gate)])
+
+    def looks(self, bits: int, gate: State = OPEN) -> dict[int, Look]:
+        """What of a token of a class is looked at, by block."""
+        read = self.reads if self.reads and bits >> self.sets.index(DECODING) & 1 else ()
+        return looks_of(self.gate if gate == ASKS else None, read)
 
 
 class Span(NamedTuple):
@@ -99,19 +158,32 @@ class Span(NamedTuple):
     plan: Plan | None
     first: int
     tokens: int
+    name: str = ""
+
+
+class Key(NamedTuple):
+    """What tells rows apart: what was asked for, the class, and what of the gate is known."""
+
+    asked: str
+    bits: int
+    gate: State
 
 
 class Filler:
     """Keeps which row holds what, and tells every token of a step its row."""
 
     def __init__(self, tables: Tables) -> None:
-        self._tables = tables
-        self._held: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._tables, self.watch = tables, Watch(tables)
+        self._held: OrderedDict[Key, int] = OrderedDict()
         self._used: dict[int, int] = {}
         self._free = list(range(tables.size.rows - 1, 0, -1))
-        self._packed: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
-        self._kept = max(1, KEPT // max(1, 4 * len(tables.size.layers) * tables.size.columns))
+        self._packed: OrderedDict[Key, Packed] = OrderedDict()
+        wide = tables.size.columns + tables.size.looks
+        self._kept = max(1, KEPT // (4 * len(tables.size.layers) * wide))
         self._step, self._dirty = 0, 0
+        self._missing: dict[int, tuple[Plan, Key]] = {}
+        self._readings: list[Reading] = []
+        self._gated: list[Gated] = []
         self._host: Ints = np.zeros(len(tables.rows), dtype=np.int64)
         self.steady = False  # each request of the last step brought one token, of its last class
 
@@ -123,32 +195,28 @@ class Filler:
         if all(span.plan is None for span in spans):
             self.clear()
             return
+        self.watch.fetch()
         self._step += 1
         self.steady = False
-        host, missing, at, steady = self._host, dict[int, tuple[Plan, int]](), 0, True
+        self._readings, self._gated = [], []
         try:
-            for plan, first, count in spans:
-                if count != 1:
-                    steady = False
-                if plan is None:
-                    host[at : at + count] = 0
-                    at += count
-                elif count == 1:
-                    host[at] = self._row(plan, plan.one(first), missing)
-                    at += 1
-                    steady = steady and plan.settled(first)
-                else:
-                    for many, bits in plan.at(first, count):
-                        host[at : at + many] = self._row(plan, bits, missing)
-                        at += many
+            end, steady = self._laid(spans)
         finally:
-            self._write(missing)
-        host[at : self._dirty] = 0
-        self._put(max(at, self._dirty))
-        self._dirty, self._tables.live, self.steady = at, True, steady
+            self._write()
+        self._host[end : self._dirty] = 0
+        self._put(max(end, self._dirty))
+        self.watch.expect(self._readings, self._gated)
+        self._dirty, self._tables.live, self.steady = end, True, steady
+
+    def again(self) -> None:
+        """The step that begins is the last one, a token later: its rows stay."""
+        self.watch.fetch()
+        self.watch.again()
 
     def clear(self) -> None:
         """All tokens have row 0 from now on."""
+        self.watch.fetch()
+        self.watch.expect((), ())
         if self._dirty:
             self._host[: self._dirty] = 0
             self._put(self._dirty)
@@ -161,15 +229,57 @@ class Filler:
         self._held.clear()
         self._free[:] = range(self._tables.size.rows - 1, 0, -1)
 
-    def _row(self, plan: Plan, bits: int, missing: dict[int, tuple[Plan, int]]) -> int:
-        """The number of a class's row; where nobody has filled it yet, it is among the `missing`."""
+    def _laid(self, spans: Sequence[Span]) -> tuple[int, bool]:
+        """Where the tokens end, once each has its row; and whether each is its request's only one, of its last class."""
+        host, at, steady = self._host, 0, True
+        for span in spans:
+            plan, first, count, _ = span
+            if plan is None:
+                host[at : at + count] = 0
+            elif count == 1 and plan.gate is None:
+                host[at] = self._row(plan, plan.one(first))
+                steady = steady and plan.settled(first)
+            else:
+                begin = at
+                for many, bits in plan.at(first, count):
+                    host[begin : begin + many] = self._behind(span, bits, begin, many)
+                    begin += many
+                steady = steady and plan.settled(first) and not (plan.held and self.watch.decided(span.name) is None)
+            steady = steady and count == 1
+            at += count
+            if plan is not None and plan.reads and first + count >= plan.prompt_length:
+                self._readings.append(Reading(span.name, plan, at - 1, first + count - 1))
+        return at, steady
+
+    def _behind(self, span: Span, bits: int, at: int, count: int) -> int:
+        """The row of tokens of one class, where a gate may have to be asked."""
+        plan, first, _, name = span
+        assert plan is not None
+        if not bits & plan.gated:
+            return self._row(plan, bits)
+        open_ = self.watch.decided(name) if plan.held else None
+        if plan.held and open_ is None and (count > 1 or first + span.tokens != plan.prompt_length):
+            raise UnsupportedError(
+                f"the request {name} goes on behind a held gate that hasn't decided; what it would do isn't known."
+            )
+        self._gated.append(Gated(name, plan, bits, at, count, open_))
+        if open_ is not None:
+            return self._row(plan, bits, OPEN if open_ else CLOSED)
+        opened = self._row(plan, bits, OPEN)
+        self._tables.opened[at : at + count] = opened
+        return self._row(plan, bits, ASKS)
+
+    def _row(self, plan: Plan, bits: int, gate: State = OPEN) -> int:
+        """The number of a class's row; where nobody has filled it yet, that is still to be done."""
         if not bits:
             return 0
-        key = (plan.key, bits)
+        key = Key(plan.key, bits, gate)
         number = self._held.get(key)
         if number is None:
+            if not plan.rows(bits, gate) and not plan.looks(bits, gate):
+                return 0
             number = self._taken()
-            missing[number] = (plan, bits)
+            self._missing[number] = (plan, key)
             self._held[key] = number
         else:
             self._held.move_to_end(key)
@@ -187,16 +297,17 @@ class Filler:
         del self._held[key]
         return number
 
-    def _write(self, missing: Mapping[int, tuple[Plan, int]]) -> None:
+    def _write(self) -> None:
+        missing, self._missing = self._missing, {}
         if missing:
-            self._tables.fill(list(missing), [self._of(plan, bits) for plan, bits in missing.values()])
+            self._tables.fill(list(missing), [self._of(plan, key) for plan, key in missing.values()])
 
-    def _of(self, plan: Plan, bits: int) -> Tensor:
+    def _of(self, plan: Plan, key: Key) -> Packed:
         """What a row holds, folded once and then remembered for a while."""
-        key = (plan.key, bits)
         packed = self._packed.get(key)
         if packed is None:
-            packed = self._packed[key] = self._tables.packed(plan.rows(bits))
+            made = self._tables.packed(plan.rows(key.bits, key.gate), plan.looks(key.bits, key.gate))
+            packed = self._packed[key] = made
             if len(self._packed) > self._kept:
                 self._packed.popitem(last=False)
         else:
@@ -209,6 +320,18 @@ class Filler:
 
 def _begin(run: Run) -> int:
     return run.begin
+
+
+def _mask(
+    positions: Positions, at: Sequence[int], prompt_length: int, head: int
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which of a request's tokens are touched."""
+    mask: Any = positions.mask  # which is plain arithmetic, on arrays as on tensors
+    return mask(np.array([at]), np.array([prompt_length]), np.array([head]))[0]
+
+
+def _touches(positions: Positions, at: int, prompt_length: int, head: int) -> bool:
+    return bool(_mask(positions, [at], prompt_length, head)[0])
 
 
 def _bounds(sets: Sequence[Positions], prompt_length: int, head: int) -> list[int]:
@@ -229,3 +352,21 @@ def rows_of(interventions: Sequence[Intervention]) -> dict[int, Row]:
         assert i.site.layer is not None, "sites without a block are refused before"
         by_layer.setdefault(i.site.layer, []).append(i)
     return {layer: Row.of(acting[0].edit.width, acting) for layer, acting in by_layer.items()}
+
+
+def looks_of(gate: Gate | None, reads: Sequence[Readout]) -> dict[int, Look]:
+    """A probe and read-outs by block."""
+    found: dict[int, Look] = {}
+    for read in reads:
+        assert read.site.layer is not None, "sites without a block are refused before"
+        found.setdefault(read.site.layer, Look()).reads.append(read.weight)
+    if gate is not None:
+        assert gate.site.layer is not None, "sites without a block are refused before"
+        found.setdefault(gate.site.layer, Look()).probe = Probe(gate.direction, gate.threshold)
+    return found
+
+
+def same_gate(a: Gate, b: Gate) -> bool:
+    """Whether two gates decide the same, however strong what stands behind them is."""
+    alike = (a.site, a.threshold, a.held) == (b.site, b.threshold, b.held)
+    return alike and torch.equal(a.direction, b.direction)

@@ -41,11 +41,12 @@ class Planner:
         if given is None:
             return None
         found = Asked.from_json(given)
-        key = (found.key, found.head, prompt_length)
+        key = (found.rows, found.head, prompt_length)
         if key in self._plans:
             self._plans.move_to_end(key)
             return self._plans[key]
-        plan = Plan.of(found.key, self._files.acting(found.parts), prompt_length, found.head)
+        reads = self._files.reads(digest for digest, _ in found.reads)
+        plan = Plan.of(found.rows, self._files.acting(found.parts), prompt_length, found.head, reads)
         self._plans[key] = plan
         if len(self._plans) > KEPT:
             self._plans.popitem(last=False)
@@ -78,7 +79,7 @@ class Steps:
     """Tells the filler of each step, and does as little as it may.
 
     Where nobody is steered there is nothing to do; where the same requests go on in the same places, each in its last class,
-    their rows are what they were, which three comparisons show.
+    their rows are what they were, which a few comparisons show.
     """
 
     def __init__(self, filler: Filler) -> None:
@@ -87,16 +88,20 @@ class Steps:
         self._from: Counts | None = None
 
     def same(self, ids: Sequence[str], computed: Counts, counts: Counts) -> bool:
-        """Whether the rows of the last step are those of this one. `computed` and `counts` are of each request."""
+        """Whether this step is the last one, a token later; its rows stay then. `computed` and `counts` are of each request."""
         before = self._from
-        return (
+        alike = (
             self._filler.steady
             and before is not None
             and len(counts) == len(before) == len(ids)
             and ids == self._ids
             and bool((counts == 1).all())
-            and bool((computed >= before).all())
+            and bool((computed == before + 1).all())
         )
+        if alike:
+            self._filler.again()
+            self._from = computed.copy()
+        return alike
 
     def step(self, ids: Sequence[str], plans: Sequence[Plan | None], computed: Counts, counts: Counts) -> None:
         """Fill the rows. Raises `UnsupportedError`."""
@@ -104,7 +109,7 @@ class Steps:
             raise UnsupportedError(
                 f"a step has {len(ids)} requests and {len(counts)} counts of tokens; nothing is served so."
             )
-        self._filler.step([Span(*one) for one in zip(plans, computed.tolist(), counts.tolist(), strict=True)])
+        self._filler.step([Span(*one) for one in zip(plans, computed.tolist(), counts.tolist(), ids, strict=True)])
         self._ids, self._from = list(ids), computed.copy()
 
     def changed(self) -> None:
@@ -119,10 +124,13 @@ def _v1(runner: Any, filler: Filler, planner: Planner) -> None:
     def prepared(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         result = prepare(scheduler_output, num_scheduled_tokens)
         new = scheduler_output.scheduled_new_reqs  # every request is once among these
-        if new:
+        over = [*scheduler_output.finished_req_ids, *(one.req_id for one in new)]
+        if over:
             steps.changed()
+            filler.watch.end(over)
+        for name in over:
+            steered.pop(name, None)
         for one in new:
-            steered.pop(one.req_id, None)
             state = runner.requests[one.req_id]
             if (plan := _plan_of(planner, state.sampling_params, state.num_prompt_tokens)) is not None:
                 steered[one.req_id] = (state.sampling_params, state.num_prompt_tokens, plan)
