@@ -16,6 +16,9 @@ import torch
 
 import steerlab as sl
 from steerlab import pilot
+from steerlab.engines.base import Sampling
+from steerlab.engines.hf_serving import Ask
+from steerlab.engines.readout import readouts
 from steerlab.verify import _plain
 from steerlab.verify.base import Probe
 
@@ -27,6 +30,7 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": 
                "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}  # fmt: skip
 
 WIDTH, DEPTH = 192, 8
+LONG = "Tell me in a few plain words about the harbour, the lamp on its wall, the boats that come home late and the"
 CLOSE = 2e-4  # nats
 TIE = 1e-3  # nats between two tokens that may change places
 TOKENS = 20
@@ -55,6 +59,7 @@ def made(hf):
     def on(*interventions):
         return sl.Steering(tuple(interventions)).adopted(hf)
 
+    gate, held = gates(hf)
     full = sl.Affine(noise(0.3), noise(0.1), noise(0.1, 2, WIDTH), noise(0.1, 2, WIDTH), symmetric=True)
     windows = sl.Positions((sl.positions.Window(2, -2),), (sl.positions.Window(1, 4), sl.positions.Window(6)))
     return {
@@ -69,7 +74,26 @@ def made(hf):
         "rotate": on(sl.Intervention(sl.Site(4), sl.Rotate(basis(2, draw), 0.7), sl.PROMPT)),
         "ablate": on(sl.Intervention(sl.Site(5), sl.Ablate(basis(1, draw)), sl.ALL)),
         "windows": on(sl.Intervention(sl.Site(4), sl.Shift(noise(1.0)), windows)),
-    }
+        "gated": on(sl.Intervention(sl.Site(3), sl.Shift(noise(0.7)), sl.ALL, gate),
+                    sl.Intervention(sl.Site(6), sl.Clamp(basis(1, draw), *poles(1)), sl.GENERATED, gate.scaled(0.5))),
+        "held": on(*(sl.Intervention(sl.Site(n), sl.Shift(noise(0.6)), sl.DECODING, held) for n in (2, 5))),
+        "late": on(sl.Intervention(sl.Site(4), sl.Push(basis(1, draw), *poles(1, 3.0)), sl.GENERATED, held)),
+        "shut": on(sl.Intervention(sl.Site(3), sl.Shift(noise(0.7)), sl.ALL, replace(gate, threshold=1e9))),
+    }  # fmt: skip
+
+
+TEXTS = ["Describe a kitchen.", "Name three fruits.", f"{LONG} rain.", f"{LONG} wind.", f"{LONG} wind and what it does.",
+         "What would you tell somebody who asks why the tides rise and fall twice a day?"]  # fmt: skip
+
+
+def gates(hf):
+    """Two that open at about half of the tokens: one for each token, and one that the last prompt token decides."""
+    direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
+    site = sl.Site(1)
+    asked = [sl.Example.ask(text) for text in TEXTS]
+    scores = [hf.capture(asked, [site], where)[site].values.float() @ direction for where in (sl.ALL, sl.LAST_PROMPT)]
+    middle = [float(s.sort().values[len(s) // 2 - 1 : len(s) // 2 + 1].mean()) for s in scores]
+    return sl.Gate(site, direction, middle[0]), sl.Gate(site, direction, middle[1], held=True)
 
 
 class Served:
@@ -81,7 +105,7 @@ class Served:
         for name, steering in made.items():
             steering.save(folder / f"{name}.safetensors")
         self.made, self.hf = made, hf
-        ours = {"steerings": str(folder), "rank": 3, "diag": True}
+        ours = {"steerings": str(folder), "rank": 3, "diag": True, "reads": 2, "gates": True}
         given = {
             "dtype": "float32", "enforce_eager": MODE != "compiled", "max_model_len": 384, "max_num_seqs": 24,
             "max_num_batched_tokens": 64, "disable_log_stats": False, "block_size": 32, "num_gpu_blocks_override": 36, "seed": 0,
@@ -129,15 +153,18 @@ class Served:
 ASKS = [
     None, "shift", "0.5*shift", "-1*shift", "other", "clamp", "-1*clamp", "1.6*clamp", "0.3*clamp", "wide", "push", "-2*push",
     "affine", "-0.7*affine", "rotate", "-0.4*rotate", "ablate", "0.5*ablate", "windows", "shift+0.7*clamp", "wide+other-1*push",
-    "clamp+push", "push+affine",
+    "clamp+push", "push+affine", "gated", "-0.5*gated", "held", "-1*held", "late", "gated+other", "held+0.5*shift", "shut",
     {"steering": [{"name": "shift", "positions": "prompt"}, {"name": "push", "strength": -1.5, "positions": "generated"}]},
     {"steering": [{"name": "affine", "positions": "decoding", "strength": 0.5}, {"name": "clamp", "positions": "decoding"}]},
 ]  # fmt: skip
 PARSED = {
     a: [(t.split("*")[-1], float(t.split("*")[0]) if "*" in t else 1.0) for t in a.replace("-1*", "+-1*").replace("-2*", "+-2*")
-        .replace("-0.7*", "+-0.7*").replace("-0.4*", "+-0.4*").strip("+").split("+")]
+        .replace("-0.7*", "+-0.7*").replace("-0.4*", "+-0.4*").replace("-0.5*", "+-0.5*").strip("+").split("+")]
     for a in ASKS if isinstance(a, str)
 }  # fmt: skip
+
+
+TERMS = {ask: [{"name": n, "strength": s} for n, s in terms] for ask, terms in PARSED.items()}
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +175,7 @@ def served(tmp_path_factory, made, hf):
 @pytest.fixture(scope="module")
 def prompts(hf):
     """Rendered prompts, some of which begin alike over many blocks of the cache."""
-    long = "Tell me in a few plain words about the harbour, the lamp on its wall, the boats that come home late and the"
-    texts = ["Describe a kitchen.", "Name three fruits.", f"{long} rain.", f"{long} wind.", f"{long} wind and what it does.",
-             "What would you tell somebody who asks why the tides rise and fall twice a day?"]  # fmt: skip
-    return [hf.renderer.prompt([sl.Message("user", text)]) for text in texts]
+    return [hf.renderer.prompt([sl.Message("user", text)]) for text in TEXTS]
 
 
 def off(served, prompt, ask, reply):
@@ -197,7 +221,20 @@ def test_nothing_leaks(served, prompts):
     """Requests in random order, with prompts in common: each is what it is alone, with an empty cache."""
     chance = random.Random(2)
     count = int(os.environ.get("STEERLAB_LEAK", "300"))
-    asks = [None, None, None, "shift", "0.5*shift", "-1*shift", "clamp", "push", "affine", "wide+other-1*push"]
+    asks = [
+        None,
+        None,
+        None,
+        "shift",
+        "0.5*shift",
+        "-1*shift",
+        "clamp",
+        "push",
+        "affine",
+        "wide+other-1*push",
+        "gated",
+        "held",
+    ]
     rows = [(chance.choice(prompts), chance.choice(asks)) for _ in range(count)]
     alone = {}
     for prompt, ask in dict.fromkeys((tuple(p.ids), a) for p, a in rows):
@@ -217,6 +254,80 @@ def test_nothing_leaks(served, prompts):
             assert abs(float(got[same] - wanted[same])) < 1e-5, (ask, same)
     print(f"\n{MODE}: {count} requests, largest difference from a solo run {most:.2g} nats, {ties} near-ties")
     assert most < 1e-5
+
+
+def by_the_hugging_face_engine(hf, prompt, steering, read, tokens):
+    """A greedy reply there, and what its gates did."""
+    running = hf.running()
+    drawn = Sampling(max_new_tokens=tokens, temperature=0)
+    (row,) = running.admit([Ask(prompt, steering, drawn, readouts=read)])
+    while row.finish is None:
+        running.step()
+    told = running.decisions(row)
+    acting = [] if steering is None else [i.control for i in steering.interventions if isinstance(i.control, sl.Gate)]
+    return row, [told[id(control)] for control in acting]
+
+
+READ = [("shift", "clamp"), ("push",), ("late", "other")]
+
+
+def test_readouts_and_decisions_are_those_of_the_hugging_face_engine(served, prompts, made, hf):
+    from vllm import SamplingParams
+
+    asks = [None, "shift", "clamp", "gated", "-0.5*gated", "held", "late", "shut"]
+    rows = [(prompts[n % len(prompts)], ask, READ[n % len(READ)]) for n, ask in enumerate(asks * 3)]
+    served.llm.reset_prefix_cache()
+    how = [
+        SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, stop=["\x00"] if n % 2 else None,
+                       extra_args={"steerlab": {"readouts": list(read)} | ({} if ask is None else {"steering": TERMS[ask]})})
+        for n, (_, ask, read) in enumerate(rows)
+    ]  # fmt: skip
+    ids, replies = [{"prompt_token_ids": list(p.ids)} for p, _, _ in rows], []
+    for n in range(0, len(rows), 8):  # as many as the cache holds, so that no prompt is read twice
+        replies += served.llm.generate(ids[n : n + 8], how[n : n + 8], use_tqdm=False)
+    most, decisions, long = 0.0, set(), prompts[2:5]
+    for (prompt, ask, read), reply in zip(rows, replies):
+        told = reply.kv_transfer_params["steerlab"]
+        wanted = tuple(r for name in read for r in readouts(made[name]))
+        row, tallies = by_the_hugging_face_engine(hf, prompt, served.meant(ask), wanted, 12)
+        count = min(len(row.ids), 12)
+        assert list(reply.outputs[0].token_ids)[:count] == row.ids[:count]
+        flat = [[v for values in one for v in (values if isinstance(values, list) else [values])]
+                for one in zip(*told["readouts"].values())]  # fmt: skip
+        assert len(flat) == 12
+        got, meant = torch.tensor(flat[:count]), torch.tensor(row.readings[:count])
+        off = float(((got - meant).abs() / meant.abs().amax(dim=0)).max())
+        most = max(most, off)
+        assert off < CLOSE, (ask, read, off)
+        assert len(told.get("gates", [])) == len(tallies)
+        for one, tally in zip(told.get("gates", []), tallies):
+            decisions.add((ask, one["open"]))
+            assert one["open"] == (tally.acted > 0)
+            if count == 12 and prompt not in long:  # what is in the cache isn't read, nor counted
+                assert (one["tokens"], one["acted"]) == (tally.tokens, tally.acted)
+                assert one["strength"] == pytest.approx(tally.strength)
+    assert {True, False} <= {open_ for ask, open_ in decisions if ask in ("held", "late")}
+    assert ("shut", False) in decisions
+    print(f"\n{MODE}: read-outs at most {most:.2g} of the largest off, {len(decisions)} kinds of decisions")
+
+
+def test_a_closed_gate_is_inert(served, prompts):
+    for prompt in prompts[:3]:
+        served.llm.reset_prefix_cache()
+        shut, bare = (served.ask([(prompt, ask)])[0] for ask in ("shut", None))
+        assert shut[0] == bare[0]
+        assert torch.equal(shut[1], bare[1])
+
+
+def test_what_cant_be_told_is_refused(served, prompts):
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    how = SamplingParams(max_tokens=2, n=2, temperature=1.0, extra_args={"steerlab": {"readouts": ["shift"]}})
+    with pytest.raises(VLLMValidationError, match="one reply"):
+        served.llm.generate([{"prompt_token_ids": list(prompts[0].ids)}], how, use_tqdm=False)
+    with pytest.raises(VLLMValidationError, match="several gates"):
+        served.ask([(prompts[0], {"steering": ["gated", "held"]})], tokens=2)
 
 
 @pytest.mark.parametrize(
@@ -269,21 +380,28 @@ def test_the_canary_dies_where_an_edit_doesnt_arrive(served, monkeypatch):
     assert "sings" in canary.sing(worker.model_runner, laid, filler)
     write = tables.Tables.write
 
-    def late(self, number, rows):
-        write(self, number, {n: rows[max(n - 1, 0)] for n in rows})
+    def late(self, number, rows, looks=None):
+        write(self, number, {n: rows[max(n - 1, 0)] for n in rows}, looks)
 
-    def halved(self, number, rows):
-        write(self, number, {n: replace(r, bias=None if r.bias is None else r.bias / 2) for n, r in rows.items()})
+    def halved(self, number, rows, looks=None):
+        write(
+            self, number, {n: replace(r, bias=None if r.bias is None else r.bias / 2) for n, r in rows.items()}, looks
+        )
 
-    for fault in (late, halved, lambda self, number, rows: None):
+    def blind(self, number, rows, looks=None):
+        write(self, number, rows, {n: replace(one, reads=one.reads[::-1]) for n, one in (looks or {}).items()})
+
+    def ajar(self, number, rows, looks=None):
+        write(self, number, rows, {n: replace(one, probe=None) for n, one in (looks or {}).items()})
+
+    for fault in (late, halved, blind, ajar, lambda self, number, rows, looks=None: None):
         monkeypatch.setattr(tables.Tables, "write", fault)
         with pytest.raises(sl.UnsupportedError, match="the canary died"):
             canary.sing(worker.model_runner, laid, filler)
         monkeypatch.setattr(tables.Tables, "write", write)
         for n in (1, 2):
             laid.write(n, {})
-    filler._held.clear()
-    filler._free[:] = range(laid.size.rows - 1, 0, -1)
+    filler.forget()
 
 
 def test_an_engine_whose_worker_cant_steer_doesnt_start(served):

@@ -18,8 +18,11 @@ import pytest
 import torch
 
 import steerlab as sl
-from serving import clamp, gated, process, shift, solo
+from serving import clamp, gated, made, process, shift, solo
 from steerlab import pilot
+from steerlab.engines.base import Sampling
+from steerlab.engines.hf_serving import Ask
+from steerlab.engines.readout import readouts
 from steerlab.verify import verify
 from steerlab.verify.base import Options
 
@@ -41,10 +44,30 @@ def server(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     shift(engine, 1, 1.5, "3").save(folder / "pirate.safetensors")
     clamp(engine, 2, 1, "5").save(folder / "formal.safetensors")
+    shy(engine).save(folder / "shy.safetensors")
     options = json.dumps({"enforce_eager": True, "max_model_len": 384})
-    words = ("pirate.safetensors", "formal.safetensors", "--engine", "vllm", "--engine-options", options)
+    words = (
+        "pirate.safetensors",
+        "formal.safetensors",
+        "shy.safetensors",
+        "--monitor",
+        "formal",
+        "--engine",
+        "vllm",
+        "--engine-options",
+        options,
+    )
     with process(*words, folder=folder, environment=OFFLINE, python=PYTHON) as server:
         yield server
+
+
+def shy(engine):
+    """A shift behind a held gate that opens for some prompts."""
+    (one,) = shift(engine, 4, 1.0, "3").interventions
+    site, texts = sl.Site(1), ("Describe a kitchen.", "Name three fruits.")
+    direction = torch.randn(engine.width(site), generator=torch.Generator().manual_seed(9))
+    scores = engine.capture([sl.Example.ask(text) for text in texts], [site], sl.LAST_PROMPT)[site].values @ direction
+    return made(engine, one.edit, "3", sl.DECODING, sl.Gate(site, direction, float(scores.mean()), held=True))
 
 
 def asked(server, text=ASKED, **body):
@@ -83,13 +106,50 @@ def test_the_server_says_what_the_hugging_face_engine_says(server, engine):
         ]  # fmt: skip
 
 
+def by_hand(engine, text, steering, read):
+    """What the Hugging Face engine reads and decides."""
+    running = engine.running()
+    prompt = engine.renderer.prompt([sl.Message("user", text)])
+    (row,) = running.admit([Ask(prompt, steering, Sampling(max_new_tokens=20, temperature=0), readouts=read)])
+    while row.finish is None:
+        running.step()
+    return row, list(running.decisions(row).values())
+
+
+def test_readouts_and_gates_are_told_as_the_hugging_face_engine_tells_them(server, engine):
+    pirate, formal, behind = shift(engine, 1, 1.5, "3"), clamp(engine, 2, 1, "5"), shy(engine)
+    read, opened = readouts(pirate) + readouts(formal), set()
+    for text in ("Describe a kitchen.", "Name three fruits."):
+        for body, steering in (
+            ({}, None),
+            ({"steering": "pirate"}, pirate),
+            ({"steering": ["shy", "formal"]}, behind + formal),
+        ):
+            told = asked(server, text, readouts=["pirate", "formal"], **body).json()["choices"][0]["steering"]
+            row, tallies = by_hand(engine, text, steering, read)
+            got = torch.tensor([told["readouts"]["pirate"], told["readouts"]["formal"]]).T
+            wanted = torch.tensor(row.readings)
+            assert got.shape == wanted.shape
+            assert float(((got - wanted).abs() / wanted.abs().amax(dim=0)).max()) < 2e-4
+            found = [(one["open"], one["tokens"], one["acted"]) for one in told.get("gates", [])]
+            assert found == [(t.acted > 0, t.tokens, t.acted) for t in tallies]
+            opened |= {one["open"] for one in told.get("gates", [])}
+    assert opened == {True, False}
+    metrics = httpx.get(f"{server.address}/metrics").text
+    assert 'steerlab_readout_count{steering="formal"' in metrics
+
+
 def test_it_streams_stops_and_draws(server):
     with httpx.stream(
         "POST", f"{server.address}/v1/chat/completions", timeout=300,
         json={"model": "base+1*pirate", "messages": [{"role": "user", "content": ASKED}], "temperature": 0, "max_tokens": 20,
-              "stream": True},
+              "stream": True, "readouts": ["formal"]},
     ) as stream:  # fmt: skip
         lines = [line[6:] for line in stream.iter_lines() if line.startswith("data: ")]
+    pieces = [json.loads(line)["choices"][0].get("steering", {}).get("readouts", {}) for line in lines[:-1]]
+    streamed = [value for piece in pieces for value in piece.get("formal", [])]
+    told = asked(server, steering="pirate", readouts=["formal"]).json()["choices"][0]["steering"]["readouts"]["formal"]
+    assert streamed == pytest.approx(told, rel=2e-4, abs=1e-5)
     text = "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1])
     whole = asked(server, steering="pirate").json()["choices"][0]["message"]["content"]
     assert lines[-1] == "[DONE]"
@@ -104,7 +164,6 @@ def test_it_streams_stops_and_draws(server):
 
 def test_what_vllm_cant_do_is_refused_with_a_sentence(server, engine):
     for body, words in (
-        ({"readouts": ["pirate"]}, "read-outs"),
         ({"unsteered": ["thinking"], "steering": "pirate"}, "unsteered spans"),
         ({"steering": "nothing"}, "nothing"),
     ):
@@ -113,7 +172,7 @@ def test_what_vllm_cant_do_is_refused_with_a_sentence(server, engine):
         assert words in answer.json()["error"]["message"]
     place = f"{server.address}/v1/steerings"
     for name, steering, words in (
-        ("gate", gated(engine, shift(engine, 1), 0.0), "a strength is a number"),
+        ("gate", gated(engine, shift(engine, 1), 0.0, ahead=True), "decides ahead"),
         ("wide", clamp(engine, 3, 6, "2"), '"rank": 6'),
     ):
         path = server.log.parent / f"{name}.bin"
@@ -145,7 +204,7 @@ def theirs(engine, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = json.dumps({"steerlab": {"steerings": str(folder)}})
+    config = json.dumps({"steerlab": {"steerings": str(folder), "reads": 1}})
     words = ["--model", str(pilot.folder("pilot")), "--served-model-name", "pilot", "--dtype", "float32", "--enforce-eager",
              "--max-model-len", "384", "--host", "127.0.0.1", "--port", str(port), "--additional-config", config]  # fmt: skip
     log = folder / "server.log"
@@ -187,6 +246,14 @@ def test_vllms_own_server(theirs, engine):
         assert choice["text"] == wanted.text
         got = torch.tensor(choice["logprobs"]["token_logprobs"])
         torch.testing.assert_close(got, torch.tensor(wanted.logprobs[: len(got)]), atol=2e-4, rtol=0)
+    read = json.dumps({"steering": "pirate", "readouts": ["pirate"]})
+    answer = httpx.post(theirs, json={**body, "vllm_xargs": {"steerlab": read}}, timeout=300)
+    told = answer.json()["kv_transfer_params"]["steerlab"]["readouts"]["pirate"]
+    row, _ = by_hand(engine, ASKED, pirate, readouts(pirate))
+    wanted = [values[0] for values in row.readings]
+    torch.testing.assert_close(
+        torch.tensor(told[: len(wanted)]), torch.tensor(wanted[: len(told)]), atol=2e-4, rtol=2e-4
+    )
     answer = httpx.post(theirs, json={**body, "vllm_xargs": {"steerlab": "pirat"}}, timeout=300)
     assert answer.status_code == 400, answer.text
     assert "Did you mean 'pirate'" in answer.text
@@ -198,8 +265,16 @@ def test_a_receipt_of_vllm(engine):
     (receipt,) = verify(engine, steering, ["vllm"], prompts=prompts, options=Options(vllm=PYTHON, tokens=8))
     assert receipt.passed, receipt
     assert {c.name for c in receipt.checks} >= {"reference", "mixed", "neighbours", "cache", "off"}
-    (refused,) = verify(engine, gated(engine, steering_of(steering), 0.0), ["vllm"], options=Options(vllm=PYTHON))
-    assert "strength is a number" in refused.refused
+    ahead = gated(engine, steering_of(steering), 0.0, ahead=True)
+    (refused,) = verify(engine, ahead, ["vllm"], options=Options(vllm=PYTHON))
+    assert "decides ahead" in refused.refused
+
+
+def test_a_receipt_of_a_gated_steering(engine):
+    prompts = [sl.Example.ask(text) for text in ("Describe a kitchen.", "What would you tell somebody who asks why?")]
+    given = gated(engine, steering_of(shift(engine, 1, 1.5, "3")), 0.0)
+    (receipt,) = verify(engine, given, ["vllm"], prompts=prompts, options=Options(vllm=PYTHON, tokens=8))
+    assert receipt.passed, receipt
 
 
 def steering_of(steering):

@@ -69,7 +69,7 @@ def test_rows_follow_the_runners_order(laid):
     steered = rows[2]
     assert steered > 0
     assert rows == [0, 0, steered, steered, 0, 0]
-    assert torch.equal(tables.bias[0, steered], torch.full((WIDTH,), 2.0))
+    assert torch.equal(tables.edits[0, steered, :WIDTH], torch.full((WIDTH,), 2.0))
     state.prepare_inputs(batch(["a", "b"], [1, 1], [4, 7]), known)  # the last prompt token
     assert tables.rows[:3].tolist() == [0, 0, 0]
     state.prepare_inputs(batch(["b", "a"], [1, 1], [8, 5]), known)  # generated

@@ -100,7 +100,7 @@ class Ask:
     called as `markers` say stay in its text.
 
     `parts` says what the steering was put together from, for engines that fetch it by digest: each one's digest, its strength,
-    and its positions where they aren't its own.
+    and its positions where they aren't its own. `monitors` are the digests of the steerings that the read-outs are of.
     """
 
     prompt: Rendered
@@ -111,6 +111,7 @@ class Ask:
     unsteered: tuple[Span, ...] = ()
     markers: tuple[str, ...] = ()
     parts: tuple[tuple[str, float, str | None], ...] = ()
+    monitors: tuple[str, ...] = ()
 
 
 class Running:

@@ -72,6 +72,7 @@ def _jobs(
         sampling = _sampling(asked, settings.most_tokens, settings.default_tokens)
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         markers = service.form.markers if chat else ()
+        read = tuple(entry.digest for entry, _ in resolved.monitors)
         told = tuple((p.entry.digest, p.strength, p.positions) for p in resolved.parts)
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs: list[Job] = []
@@ -85,7 +86,9 @@ def _jobs(
                     seed + k,
                     sampling.stop,
                 )
-                ask = Ask(prompt, resolved.steering, own, tops, resolved.readouts, resolved.unsteered, markers, told)
+                ask = Ask(
+                    prompt, resolved.steering, own, tops, resolved.readouts, resolved.unsteered, markers, told, read
+                )
                 service.scheduler.check(ask)
                 jobs.append(Job(ask, _ignored, streams=bool(asked.stream)))
     except SteerlabError as problem:

@@ -15,7 +15,7 @@ def main(given: str, out: str) -> None:
     """Read the job, run it, write what was said."""
     job: dict[str, Any] = json.loads(Path(given).read_text(encoding="utf-8"))
     vllm: Any = importlib.import_module("vllm")
-    tables = {"rank": job["rank"], "diag": job["diag"], "classes": job["classes"], "adopt": True}
+    tables = {name: job[name] for name in ("rank", "diag", "gates", "classes")} | {"adopt": True}
     ours = {} if job.get("bare") else {"additional_config": {"steerlab": {"steerings": job["steerings"], **tables}}}
     llm = vllm.LLM(job["model"], dtype=job["dtype"], enforce_eager=job["eager"], max_model_len=job["context"], seed=0,
                    max_num_seqs=32, enable_prefix_caching=True, **ours)  # fmt: skip

@@ -125,7 +125,7 @@ def _needs(steering: Steering) -> dict[str, Any]:
 
     rank, diag = needed(steering.interventions)
     plan = Plan.of("", steering.interventions, 64, 4)
-    return {"rank": rank, "diag": diag, "classes": max(1, len(plan.classes))}
+    return {"rank": rank, "diag": diag, "gates": plan.gate is not None, "classes": max(1, len(plan.classes))}
 
 
 def write_checkpoint(engine: HFEngine, folder: Path) -> None:

@@ -3,10 +3,11 @@
 What a client writes under `steerlab` (in `extra_args`, or over HTTP as a string in `vllm_xargs`): a name, or names and strengths
 in the grammar `0.8*formal-0.5*verbose`, or JSON:
 
-    {"steering": [{"name": "formal", "strength": 0.8, "positions": "all"}, "verbose"], "head": 3}
+    {"steering": [{"name": "formal", "strength": 0.8, "positions": "all"}, "verbose"], "readouts": ["formal"], "head": 3}
 
-`head` is how many of the prompt's first tokens are the template's, where the client knows; it is found by the chat template
-otherwise. What the workers get is an object that names files by their digests, and the salt is a digest of the same.
+`readouts` are steerings whose own axis is read at each token. `head` is how many of the prompt's first tokens are the template's,
+where the client knows; it is found by the chat template otherwise. What the workers get is an object that names files by their
+digests, and the salt is a digest of the same.
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
+import stat
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+from ..controls import Gate
+from ..engines.readout import Readout, readouts
 from ..errors import ArtefactError, DataError, UnsupportedError, nearest
 from ..positions import Positions
 from ..steering import Intervention, Steering, same_model
-from .batch import Plan, rows_of
+from .asks import wanted
+from .batch import Plan, looks_of, rows_of, same_gate
 from .rows import refused
 from .settings import KEY
 from .tables import Size
 
 KEPT = 1024  # files that are remembered
-TERMS = 64
-TERM = re.compile(r"\s*([+-]?)\s*(?:(\d+(?:\.\d+)?)\s*\*)?\s*([^+*\s]+?)\s*(?=[+]|-\s*\d+(?:\.\d+)?\s*\*|$)")
+Tell = Literal["each", "so far", "end", "never"]
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the workers get, as plain data in a request's `extra_args`."""
+    """What the workers get, as plain data in a request's `extra_args`.
+
+    `reads` has the digest and the name of each steering whose axis is read; `tell` says when what was found is told: `each`
+    time that there are tokens, all `so far` each time, at the `end`, or `never`.
+    """
 
     parts: tuple[Part, ...]
     head: int
     key: str
+    reads: tuple[tuple[str, str], ...] = ()
+    tell: Tell = "never"
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         parts = [[p.digest, p.strength, p.positions] for p in self.parts]
-        return {"resolved": parts, "head": self.head, "key": self.key}
+        reads = [list(one) for one in self.reads]
+        return {"resolved": parts, "head": self.head, "key": self.key, "reads": reads, "tell": self.tell}
 
     @classmethod
-    def of(cls, parts: Sequence[Part], head: int) -> Asked:
+    def of(cls, parts: Sequence[Part], head: int, reads: Sequence[tuple[str, str]] = ()) -> Asked:
         """With its key: a digest of all that decides what is computed."""
         told = json.dumps([[p.digest, p.strength, p.positions] for p in parts])
-        return cls(tuple(parts), head, hashlib.sha256(told.encode()).hexdigest())
+        return cls(tuple(parts), head, hashlib.sha256(told.encode()).hexdigest(), tuple(reads))
 
     @classmethod
     def from_json(cls, row: object) -> Asked:
@@ -69,12 +79,18 @@ class Asked:
         given = cast("Mapping[str, Any]", row) if isinstance(row, Mapping) else {}
         if "resolved" not in given:
             raise UnsupportedError("a steered request came to the engine past steerlab's admission; it is not served.")
-        return cls(tuple(Part(*p) for p in given["resolved"]), int(given["head"]), str(given["key"]))
+        parts, reads = (Part(*p) for p in given["resolved"]), ((str(d), str(n)) for d, n in given["reads"])
+        return cls(tuple(parts), int(given["head"]), str(given["key"]), tuple(reads), given["tell"])
 
     @property
     def salt(self) -> str:
-        """What keeps its prefix-cache blocks apart: the key, and where the template's head ends."""
-        return f"steerlab:{self.key}:{self.head}"
+        """What keeps its prefix-cache blocks apart: the key, and where the template's head ends. Reading alone needs none."""
+        return f"steerlab:{self.key}:{self.head}" if self.parts else ""
+
+    @property
+    def rows(self) -> str:
+        """What tells its rows of the tables from others: the key, and what is read."""
+        return ":".join((self.key, *(digest for digest, _ in self.reads)))
 
 
 class Files:
@@ -83,6 +99,7 @@ class Files:
     def __init__(self, kept: Path) -> None:
         self._kept, self._lock = kept, Lock()
         self._known: OrderedDict[str, Steering] = OrderedDict()
+        self._acting: OrderedDict[tuple[Part, ...], tuple[Intervention, ...]] = OrderedDict()
 
     def keep(self, steering: Steering) -> str:
         """Its digest; from now on workers find it."""
@@ -104,6 +121,28 @@ class Files:
             raise ArtefactError(f"the file of steering {digest[:12]} holds another one; it is not served.")
         self._remember(digest, steering)
         return steering
+
+    def acting(self, parts: Sequence[Part]) -> tuple[Intervention, ...]:
+        """All that a request does to activations, in the order in which it acts; what has the strength 0 is left out."""
+        key = tuple(parts)
+        with self._lock:
+            if key in self._acting:
+                self._acting.move_to_end(key)
+                return self._acting[key]
+        found = interventions(self, parts)
+        with self._lock:
+            self._acting[key] = found
+            if len(self._acting) > KEPT:
+                self._acting.popitem(last=False)
+        return found
+
+    def reads(self, digests: Iterable[str]) -> tuple[Readout, ...]:
+        """The read-outs of steerings, one after another. Raises `UnsupportedError` for an edit that has no axis."""
+        return tuple(read for digest in digests for read in readouts(self.get(digest)))
+
+    def has(self, digest: str) -> bool:
+        """Whether the steering of that digest is kept: files are never taken away."""
+        return digest in self._known or (self._kept / f"{digest}.safetensors").is_file()
 
     def _remember(self, digest: str, steering: Steering) -> None:
         with self._lock:
@@ -148,103 +187,91 @@ class Admission:
 
     def resolve(self, given: object, ids: Sequence[int]) -> Asked:
         """What the workers get. Raises `SteerlabError` with a sentence for whatever can't be served exactly."""
-        terms, head, written = self._terms(given)
+        asking = wanted(given)
         parts: list[Part] = []
-        for name, strength, positions in terms:
+        for name, strength, positions in asking.terms:
             digest = self._named(name)
             if any(part.digest == digest for part in parts):
                 raise DataError(f"the steering {name!r} is asked for twice; give it once.")
             steering = self._files.get(digest)
-            if steering.prompt is not None and steering.prompt.strength * strength and not written:
+            if steering.prompt is not None and steering.prompt.strength * strength and not asking.prompted:
                 raise UnsupportedError(
                     f"the steering {name!r} has a prompt, which vLLM can't put into a conversation; write it there yourself"
                     ' and say "prompted": true.'
                 )
             parts.append(Part(digest, strength, positions))
-        acting = interventions(self._files, parts)
-        asked = Asked.of(parts, 0)
-        if reasons := self._refused(asked.key, acting):
+        acting = self._files.acting(parts)
+        asked = Asked.of(parts, 0, [(self._named(name), name) for name in asking.readouts])
+        reads = self._files.reads(digest for digest, _ in asked.reads)
+        if reasons := self._refused(asked.rows, acting, reads):
             raise UnsupportedError(f"this request can't be steered exactly: {'; '.join(reasons)}.")
         anchored = any(w.anchor == "body" for i in acting for w in i.positions.prompt)
+        head = asking.head
         if head is None:
             head = self._head(ids) if anchored else 0
         head = min(head, max(len(ids) - 1, 0))
-        plan = Plan.of(asked.key, acting, len(ids), head)
-        if len(plan.classes) > self._classes:
-            raise UnsupportedError(
-                f"this request's tokens are steered in {len(plan.classes)} different ways, by their positions, and this server"
-                f' takes {self._classes} (start it with "classes": {len(plan.classes)}).'
-            )
-        return replace(asked, head=head)
+        if len({i.positions for i in acting}) + bool(reads) > 1:  # one set of positions makes one class
+            self._check_classes(len(Plan.of(asked.key, acting, len(ids), head, reads).classes))
+        tells = bool(reads) or any(isinstance(i.control, Gate) for i in acting)
+        return replace(asked, head=head, tell="never" if not tells else "each" if asking.each else "end")
 
-    def _refused(self, key: str, acting: Sequence[Intervention]) -> list[str]:
+    def _check_classes(self, needed: int) -> None:
+        if needed > self._classes:
+            raise UnsupportedError(
+                f"this request's tokens are steered in {needed} different ways, by their positions, and this server takes"
+                f' {self._classes} (start it with "classes": {needed}).'
+            )
+
+    def _refused(self, key: str, acting: Sequence[Intervention], reads: Sequence[Readout]) -> list[str]:
         reasons = self._said.get(key)
         if reasons is None:
             if len(self._said) > 8 * KEPT:
                 self._said.clear()
-            reasons = self._said[key] = self._unfit(acting)
+            reasons = self._said[key] = self._unfit(acting, reads)
         return reasons
 
-    def _unfit(self, acting: Sequence[Intervention]) -> list[str]:
+    def _unfit(self, acting: Sequence[Intervention], reads: Sequence[Readout] = ()) -> list[str]:
         """Why the tables can't hold it, in words."""
-        if reasons := [reason for i in acting if (reason := refused(i))]:
+        reasons = [reason for i in acting if (reason := refused(i))]
+        reasons += [
+            f"{r.site} is to be read, and vLLM is read at block outputs alone" for r in reads if r.site.part != "resid"
+        ]
+        if reasons:
             return reasons
-        return [why for layer, row in rows_of(acting).items() if (why := self._size.refused(layer, row))]
-
-    def _terms(self, given: object) -> tuple[list[tuple[str, float, str | None]], int | None, bool]:
-        """Names, strengths and positions; the head; whether the steerings' prompts are in the conversation."""
-        head: Any = None
-        written: Any = False
-        if isinstance(given, str) and given.lstrip()[:1] in ("{", "["):
-            try:
-                given = json.loads(given)
-            except (ValueError, RecursionError) as problem:
-                raise DataError(f"the steering isn't valid JSON: {problem}.") from problem
-        if isinstance(given, Mapping):
-            row = dict(cast("Mapping[str, Any]", given))
-            legal = ("steering", "head", "prompted")
-            for name in row:
-                if name not in legal:
-                    raise DataError(f"the steering has the field {str(name)[:80]!r}. {nearest(str(name)[:80], legal)}")
-            head, written, given = row.get("head"), row.get("prompted", False), row.get("steering")
-            if head is not None and (not isinstance(head, int) or isinstance(head, bool) or head < 0):
-                raise DataError(f"head is {head!r}; expected how many of the prompt's tokens are the template's.")
-            if not isinstance(written, bool):
-                raise DataError(f"prompted is {written!r}; expected true or false.")
-        if isinstance(given, str):
-            terms = _grammar(given)
-        elif isinstance(given, (list, tuple)):
-            terms = [_term(one) for one in cast("Sequence[object]", given)]
-        else:
-            raise DataError(
-                f"the steering is {str(given)[:80]!r}; expected a name, a form like '0.8*formal-0.5*verbose', or JSON with"
-                " the field 'steering'."
-            )
-        if not terms or len(terms) > TERMS:
-            raise DataError(f"the request names {len(terms)} steerings; expected 1 to {TERMS}.")
-        return terms, head, written
+        gates = [i.control for i in acting if isinstance(i.control, Gate)]
+        if any(not same_gate(gate, gates[0]) for gate in gates):
+            return ["it has several gates, and a request takes one here (which may stand before several edits)"]
+        found = [self._size.refused(layer, row) for layer, row in rows_of(acting).items()]
+        found += [
+            self._size.unseen(layer, look) for layer, look in looks_of(gates[0] if gates else None, reads).items()
+        ]
+        return [why for why in found if why]
 
     def _named(self, name: str) -> str:
         """The digest of the steering of that name (or digest), checked against the model."""
         if name in self._fits:
             return self._fitting(name, name, self._fits[name])
-        path = self._path(name)
-        if path is None:
-            found = [] if self._folder is None else [p.stem for p in self._folder.glob("*.safetensors")]
-            raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], found)}")
-        stat = path.stat()
-        state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        found = self._file(name)
+        if found is None:
+            there = [] if self._folder is None else [p.stem for p in self._folder.glob("*.safetensors")]
+            raise ArtefactError(f"there is no steering {name[:80]!r} here. {nearest(name[:80], there)}")
+        path, state = found
         known = self._read.get(name)
         if known is None or known[0] != state:
             steering = Steering.load(path)
             known = self._read[name] = (state, self.keep(steering), self._misfits(steering))
         return self._fitting(known[1], name, known[2])
 
-    def _path(self, name: str) -> Path | None:
+    def _file(self, name: str) -> tuple[str, tuple[int, int, int]] | None:
+        """Where the file of that name is, and what would change with it; None where there is none."""
         if self._folder is None or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
             return None
-        path = self._folder / f"{name}.safetensors"
-        return path if path.is_file() else None
+        path = f"{self._folder}/{name}.safetensors"
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return (path, (found.st_mtime_ns, found.st_size, found.st_ino)) if stat.S_ISREG(found.st_mode) else None
 
     def keep(self, steering: Steering) -> str:
         """Make a steering known by its digest, whatever it is called."""
@@ -288,47 +315,6 @@ class Admission:
                 'it was fitted with another chat template (start with "adopt": true to take it over as it is)'
             )
         return reasons
-
-
-def _grammar(text: str) -> list[tuple[str, float, str | None]]:
-    terms: list[tuple[str, float, str | None]] = []
-    at = 0
-    while at < len(text):
-        found = TERM.match(text, at)
-        if found is None or found.end() == at or (terms and not found[1]):
-            raise DataError(f"the steering has {text[at : at + 80]!r}; expected a form like 0.8*formal-0.5*verbose.")
-        if found[1] == "-" and not found[2]:
-            raise DataError(
-                f"the steering has {text[at : at + 80]!r}; names may hold hyphens, so write -1*{found[3][:40]}."
-            )
-        terms.append((found[3], float(found[1] + (found[2] or "1")), None))
-        at = found.end()
-    return terms
-
-
-def _term(one: object) -> tuple[str, float, str | None]:
-    if isinstance(one, str):
-        return one, 1.0, None
-    row = cast("Mapping[str, Any]", one) if isinstance(one, Mapping) else None
-    legal = ("name", "strength", "positions")
-    if row is None or not isinstance(row.get("name"), str):
-        raise DataError(
-            f"a steering is {str(one)[:80]!r}; expected its name, or an object with name, strength, positions."
-        )
-    for name in row:
-        if name not in legal:
-            raise DataError(f"a steering has the field {str(name)[:80]!r}. {nearest(str(name)[:80], legal)}")
-    strength, positions = row.get("strength", 1.0), row.get("positions")
-    finite = isinstance(strength, (int, float)) and not isinstance(strength, bool) and abs(strength) < 1e6
-    if not finite:
-        raise DataError(f"the strength of {row['name'][:80]!r} is {strength!r}; expected a finite number.")
-    if positions is not None and not isinstance(positions, str):
-        raise DataError(
-            f"the positions of {row['name'][:80]!r} are {positions!r}; expected a name or a form like 'f3+l2'."
-        )
-    if positions is not None:
-        Positions.parse(positions)
-    return row["name"], float(strength), positions
 
 
 def asked(extra: Mapping[str, Any] | None) -> object | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 
+from ..controls import Gate
 from ..engines.base import Piece, Reply, Sampling
 from ..engines.hf_generate import Row, add, piece, reply
 from ..engines.hf_hooks import Tally
 from ..engines.hf_serving import Ask
+from ..engines.readout import readouts
 from ..engines.render import Renderer, Template
 from ..errors import ConfigError, DataError, UnsupportedError
 from ..steering import Steering
@@ -120,14 +123,14 @@ class Running:
     def __init__(self, engine: VLLMEngine) -> None:
         self._engine, self._count = engine, 0
         self._rows: dict[str, Row] = {}
+        self._read: dict[str, list[Any]] = {}  # read-outs, which may run ahead of tokens
+        self._gates: dict[int, list[dict[str, Any]]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def check(self, ask: Ask) -> None:
-        """Raise what makes it impossible here: read-outs, unsteered spans, a prompt that leaves no room, a refused steering."""
-        if ask.readouts:
-            raise UnsupportedError("read-outs aren't built for vLLM; leave `readouts` out, or serve with --engine hf.")
+        """Raise what makes it impossible here: unsteered spans, a prompt that leaves no room, what the tables don't hold."""
         if ask.unsteered:
             raise UnsupportedError(
                 "unsteered spans aren't built for vLLM; leave `unsteered` out, or serve with --engine hf."
@@ -159,7 +162,8 @@ class Running:
             row = self._rows.get(output.request_id)
             if row is None or row.finish is not None:
                 continue
-            self._note(row, output.outputs[0])
+            self._hear(output.request_id, row, (output.kv_transfer_params or {}).get(KEY) or {})
+            self._note(output.request_id, row, output.outputs[0])
             moved.append(row)
         self._tidy()
         return moved
@@ -168,15 +172,25 @@ class Running:
         """These leave before the next step."""
         for row in rows:
             row.finish = row.finish or "stop"
+            self._gates.pop(id(row), None)
         self._tidy()
 
     def clear(self) -> None:
         """All leave."""
         self.drop(list(self._rows.values()))
+        self._gates.clear()
 
     def decisions(self, row: Row) -> dict[int, Tally]:
-        """What its controls have done: there are none here."""
-        return {}
+        """What each of a row's gates has done, by the control's id; asked before the row leaves."""
+        if row.steering is None:
+            return {}
+        acting = [i.control for i in row.steering.interventions if i.control.most != (0.0, 0.0)]
+        behind = [control for control in acting if isinstance(control, Gate)]
+        told = self._gates.get(id(row), [])
+        return {
+            id(control): Tally(one["tokens"], one["acted"], one["strength"])
+            for control, one in zip(behind, told, strict=False)
+        }
 
     def reply(self, row: Row) -> Reply:
         """What a row has said."""
@@ -190,22 +204,39 @@ class Running:
         over = [name for name, row in self._rows.items() if row.finish is not None]
         for name in over:
             del self._rows[name]
+            self._read.pop(name, None)
         if over:
             self._engine.core.abort_request(over)
 
     def _row(self, n: int, ask: Ask) -> Row:
         room = self._engine.context - len(ask.prompt.ids)
         limit, unused = min(ask.sampling.max_new_tokens, room), torch.Generator()  # vLLM draws by itself
-        return Row(n, ask.prompt, ask.steering, unused, limit, ask.sampling, tops=ask.tops)
+        return Row(n, ask.prompt, ask.steering, unused, limit, ask.sampling, tops=ask.tops, readouts=ask.readouts)
 
-    def _note(self, row: Row, output: Any) -> None:
+    def _hear(self, name: str, row: Row, told: Mapping[str, Any]) -> None:
+        """What the engine tells beside tokens."""
+        if read := told.get("readouts"):
+            for values in zip(*read.values(), strict=True):
+                flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
+                self._read.setdefault(name, []).append(tuple(float("nan") if v is None else float(v) for v in flat))
+        if "gates" in told:
+            self._gates[id(row)] = told["gates"]
+
+    def _note(self, name: str, row: Row, output: Any) -> None:
         """The tokens that are new in an output, which holds all so far."""
+        read = self._read.get(name, [])
         for token, told in list(zip(output.token_ids, output.logprobs, strict=True))[len(row.ids) :]:
             if row.finish is not None:
                 return
             if row.tops:
                 best = sorted(told.items(), key=lambda item: item[1].rank)[: row.tops]
                 row.likeliest.append([(int(one), float(found.logprob)) for one, found in best])
+            if row.readouts:
+                if len(read) <= len(row.ids):
+                    raise UnsupportedError(
+                        "vLLM's engine gave a token without its read-outs; it isn't told as if there were none."
+                    )
+                row.readings.append(read[len(row.ids)])
             add(row, int(token), float(told[token].logprob), self._engine.renderer)
 
     def _params(self, ask: Ask, row: Row) -> Any:
@@ -217,11 +248,15 @@ class Running:
         )  # fmt: skip
 
     def _extra(self, ask: Ask) -> dict[str, Any] | None:
-        if ask.steering is None or not ask.steering.interventions:
+        steered = ask.steering is not None and bool(ask.steering.interventions)
+        if not steered and not ask.monitors:
             return None
-        parts = ask.parts or ((self._engine.admission.keep(ask.steering), 1.0, None),)
-        terms = [{"name": d, "strength": s, **({} if p is None else {"positions": p})} for d, s, p in parts]
-        return {KEY: {"steering": terms, "head": ask.prompt.head, "prompted": True}}
+        terms: list[dict[str, Any]] = []
+        if steered and ask.steering is not None:
+            parts = ask.parts or ((self._engine.admission.keep(ask.steering), 1.0, None),)
+            terms = [{"name": d, "strength": s, **({} if p is None else {"positions": p})} for d, s, p in parts]
+        read = {"readouts": list(ask.monitors), "each": True}
+        return {KEY: {"steering": terms, "head": ask.prompt.head, "prompted": True, **read}}
 
 
 def _drawn(sampling: Sampling) -> dict[str, Any]:
@@ -232,12 +267,17 @@ def _drawn(sampling: Sampling) -> dict[str, Any]:
 
 
 def _sizes(files: Sequence[Path]) -> dict[str, Any]:
-    """The tables that these steerings need, two of the largest at once."""
-    rank, diag = 1, False
+    """The tables that these steerings need, two of the largest at once; one of them is read at a time."""
+    rank, diag, gates, reads = 1, False, False, 0
     for path in files:
-        needs = needed(Steering.load(path).interventions)
+        steering = Steering.load(path)
+        needs = needed(steering.interventions)
         rank, diag = max(rank, needs[0]), diag or needs[1]
-    return {"rank": min(2 * rank, 64), "diag": diag}
+        gates = gates or any(isinstance(i.control, Gate) and refused(i) is None for i in steering.interventions)
+        with contextlib.suppress(UnsupportedError):  # an edit without an axis
+            at = [read.site for read in readouts(steering) if read.site.part == "resid"]
+            reads = max([reads, *(at.count(site) for site in at)])
+    return {"rank": min(2 * rank, 64), "diag": diag, "gates": gates, "reads": min(reads, 64)}
 
 
 def needed(interventions: Iterable[Any]) -> tuple[int, bool]:

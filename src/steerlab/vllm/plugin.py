@@ -1,9 +1,10 @@
-"""What vLLM calls in each of its processes, and what is changed there: five of its methods, each in one place.
+"""What vLLM calls in each of its processes, and what is changed there: seven of its methods, each in one place.
 
 * `InputProcessor.process_inputs`: a request's steering is resolved, and its prefix-cache salt set, or it fails;
 * `EngineCore.preprocess_add_request`: a steered request that nothing resolved fails, alone;
 * `WorkerBase.__init__`: a worker, whichever it is, lays tables, lets blocks pass through them and puts the seam in once its
   model is loaded, and sings the canary once it is compiled;
+* `EngineCore.step` and `step_with_batch_queue`: what was read of a request, and what its gate did, go into its output;
 * `EngineCore._initialize_kv_caches`: an engine whose workers haven't all done so doesn't start;
 * `VllmConfig.compute_hash`: the key of compiled graphs tells apart engines with other tables, or none.
 
@@ -20,6 +21,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,11 @@ from ..errors import DataError, SteerlabError, UnsupportedError
 from ..version import __version__
 from .admission import Admission, Asked, Files, asked, kept_folder
 from .settings import KEY, Settings
+from .telling import Telling
 
 log = logging.getLogger("vllm.steerlab")
 MARK = "__steerlab__"
+MOST = 4096  # requests that something is to be told of, before aborted ones are looked for
 
 
 def register() -> None:
@@ -39,6 +43,8 @@ def register() -> None:
     _around("vllm.config.vllm", "VllmConfig", "compute_hash", _hashed)
     _around("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs", _processed)
     _around("vllm.v1.engine.core", "EngineCore", "preprocess_add_request", _preprocessed)
+    _around("vllm.v1.engine.core", "EngineCore", "step", _stepped)
+    _around("vllm.v1.engine.core", "EngineCore", "step_with_batch_queue", _stepped)
     _around("vllm.v1.engine.core", "EngineCore", "_initialize_kv_caches", _readied)
     _around("vllm.v1.worker.worker_base", "WorkerBase", "__init__", _made)
 
@@ -91,7 +97,7 @@ def _hashed(method: Any, config: Any, *args: Any, **kwargs: Any) -> str:
         found = method(config, *args, **kwargs)
     finally:
         config.additional_config = given
-    shape = (settings.layers, settings.rank, settings.diag, settings.classes)
+    shape = (settings.layers, settings.rank, settings.diag, settings.reads, settings.gates, settings.classes)
     return hashlib.sha256(f"{found} steerlab {__version__} {shape} {_code()}".encode()).hexdigest()[:10]
 
 
@@ -112,8 +118,17 @@ def _processed(method: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
         found = _admitted(processor, given, request)
     except SteerlabError as problem:
         raise _theirs()(str(problem)) from problem  # which vLLM answers with 400
+    if sampling.n > 1:
+        if found.reads:
+            raise _theirs()(
+                "read-outs are told of one reply, and this request asks for several (n); ask for each by itself."
+            )
+        found = replace(found, tell="never")
+    elif found.tell == "end" and sampling.stop:  # the front end stops it, at a step that nobody knows before
+        found = replace(found, tell="so far")
     sampling.extra_args = {**sampling.extra_args, KEY: found.to_json()}  # a copy of this request's own
-    request.cache_salt = f"{found.salt}:{request.cache_salt}" if request.cache_salt else found.salt
+    if found.salt:
+        request.cache_salt = f"{found.salt}:{request.cache_salt}" if request.cache_salt else found.salt
     return request
 
 
@@ -189,23 +204,68 @@ def _reasons(config: Any) -> list[str]:
 # --- in the engine's core and its workers ----------------------------------------------------------------------------
 
 
+@dataclass
+class _Core:
+    """What an engine's core knows of us, and of the requests of which something is to be told."""
+
+    settings: Settings | None
+    files: Files
+    telling: dict[str, Telling] = field(default_factory=dict[str, "Telling"])
+
+
+def _core(core: Any) -> _Core:
+    found: _Core | None = getattr(core, MARK, None)
+    if found is None:
+        found = _Core(settings_of(core.vllm_config), Files(kept_folder()))
+        setattr(core, MARK, found)
+    return found
+
+
 def _preprocessed(method: Any, core: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     """A request that asks to be steered, and whose steering can't be had here, fails alone and before it runs."""
     sampling = request.sampling_params
     given = None if sampling is None else asked(sampling.extra_args)
-    if given is not None:
-        if settings_of(core.vllm_config) is None:
-            raise UnsupportedError("a steered request came to an engine that was started without steerlab.")
-        found = Asked.from_json(given)
-        if not (request.cache_salt or "").startswith(found.salt):
-            raise UnsupportedError(
-                "a steered request came without its salt; it would share a cache with unsteered ones."
-            )
-        kept = kept_folder()
-        missing = [p.digest[:12] for p in found.parts if not (kept / f"{p.digest}.safetensors").is_file()]
-        if missing:
-            raise UnsupportedError(f"the engine doesn't find the steerings {', '.join(missing)}; it is not served.")
-    return method(core, request, *args, **kwargs)
+    if given is None:
+        return method(core, request, *args, **kwargs)
+    known = _core(core)
+    if known.settings is None:
+        raise UnsupportedError("a steered request came to an engine that was started without steerlab.")
+    found = Asked.from_json(given)
+    if not (request.cache_salt or "").startswith(found.salt):
+        raise UnsupportedError("a steered request came without its salt; it would share a cache with unsteered ones.")
+    digests = [*(p.digest for p in found.parts), *(digest for digest, _ in found.reads)]
+    missing = [digest[:12] for digest in digests if not known.files.has(digest)]
+    if missing:
+        raise UnsupportedError(f"the engine doesn't find the steerings {', '.join(missing)}; it is not served.")
+    done = method(core, request, *args, **kwargs)
+    if found.tell != "never":
+        known.telling[request.request_id] = Telling.of(found, known.files)
+        if len(known.telling) > MOST:  # those that were aborted are nobody's
+            there = core.scheduler.requests
+            known.telling = {name: one for name, one in known.telling.items() if name in there}
+    return done
+
+
+def _stepped(method: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
+    """What the workers have found of requests goes into their outputs, where vLLM's answers have a field that they hand on."""
+    result = method(core, *args, **kwargs)
+    known: _Core | None = getattr(core, MARK, None)
+    if known is None or not known.telling or not result[0]:
+        return result
+    outputs = [o for many in result[0].values() for o in many.outputs if o.request_id in known.telling]
+    due: list[tuple[Any, Telling, bool]] = []
+    for output in outputs:
+        telling, over = known.telling[output.request_id], output.finish_reason is not None
+        if over or telling.when != "end":
+            due.append((output, telling, over))
+    if due:
+        asks = [(output.request_id, telling.told, over) for output, telling, over in due]
+        found: list[Any] = core.model_executor.collective_rpc("steerlab_found", args=(asks,))[0]
+        for (output, telling, over), one in zip(due, found, strict=True):
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: telling.words(one)}
+            if over:
+                del known.telling[output.request_id]
+    return result
 
 
 def _readied(method: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
@@ -233,7 +293,9 @@ def _made(method: Any, worker: Any, *args: Any, **kwargs: Any) -> None:
 
     def loaded(*args: Any, **kwargs: Any) -> Any:
         done = load(*args, **kwargs)
-        setattr(worker, MARK, _install(worker.model_runner, settings))
+        laid = _install(worker.model_runner, settings)
+        setattr(worker, MARK, laid)
+        worker.steerlab_found = laid[1].watch.told
         worker.steerlab_told = lambda: "tables are laid"
         return done
 

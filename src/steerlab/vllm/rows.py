@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..controls import Constant
+from ..controls import Constant, Gate
 from ..deltas import WeightEdit
 from ..edits import Edit, Push
 from ..steering import Intervention
@@ -136,8 +136,16 @@ def refused(i: Intervention) -> str | None:
         return f"it acts at {i.site}, and vLLM is steered at block outputs (resid@0, resid@1, …) alone"
     if isinstance(i.edit, WeightEdit):
         return f"{i.edit.kind} changes weights, and vLLM is steered at block outputs alone"
-    if not isinstance(i.control, Constant):
-        return f"its {i.control.kind} at {i.site} decides by what the model computes, and here a strength is a number"
+    if not isinstance(i.control, (Constant, Gate)):
+        return f"its {i.control.kind} at {i.site} says how strongly by what the model computes; here a gate can, open or closed"
+    if isinstance(i.control, Gate):
+        if i.control.ahead:
+            return (
+                f"its gate at {i.site} decides ahead, by a pass of its own, and vLLM makes none; fit it held (at the last prompt"
+                " token) or for each token"
+            )
+        if i.control.site.part != "resid":
+            return f"its gate reads {i.control.site}, and vLLM is read at block outputs (resid@0, resid@1, …) alone"
     if not isinstance(i.edit, Push) and _form_missing(i.edit, i.control.value):
         return f"{i.edit.kind} at {i.site} is not affine at a strength, so it can't be put into a table"
     return None
@@ -148,5 +156,5 @@ def _form_missing(edit: Edit, strength: float) -> bool:
 
 
 def _strength(i: Intervention) -> float:
-    assert isinstance(i.control, Constant), "another control is refused before"
-    return i.control.value
+    assert isinstance(i.control, (Constant, Gate)), "another control is refused before"
+    return i.control.value  # of a gate: where it is open

@@ -18,11 +18,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..errors import UnsupportedError
-from .admission import Asked, Files, asked, interventions
+from .admission import Asked, Files, asked
 from .batch import Filler, Plan, Span
 
 KEPT = 4096  # plans that are remembered
+Counts = np.ndarray[tuple[int], np.dtype[Any]]
 
 
 class Planner:
@@ -38,11 +41,12 @@ class Planner:
         if given is None:
             return None
         found = Asked.from_json(given)
-        key = (found.key, found.head, prompt_length)
+        key = (found.rows, found.head, prompt_length)
         if key in self._plans:
             self._plans.move_to_end(key)
             return self._plans[key]
-        plan = Plan.of(found.key, interventions(self._files, found.parts), prompt_length, found.head)
+        reads = self._files.reads(digest for digest, _ in found.reads)
+        plan = Plan.of(found.rows, self._files.acting(found.parts), prompt_length, found.head, reads)
         self._plans[key] = plan
         if len(self._plans) > KEPT:
             self._plans.popitem(last=False)
@@ -71,17 +75,75 @@ def _has(thing: object, *names: str) -> bool:
     return thing is not None and all(hasattr(thing, name) for name in names)
 
 
+class Steps:
+    """Tells the filler of each step, and does as little as it may.
+
+    Where nobody is steered there is nothing to do; where the same requests go on in the same places, each in its last class,
+    their rows are what they were, which a few comparisons show.
+    """
+
+    def __init__(self, filler: Filler) -> None:
+        self._filler = filler
+        self._ids: list[str] = []
+        self._from: Counts | None = None
+
+    def same(self, ids: Sequence[str], computed: Counts, counts: Counts) -> bool:
+        """Whether this step is the last one, a token later; its rows stay then. `computed` and `counts` are of each request."""
+        before = self._from
+        alike = (
+            self._filler.steady
+            and before is not None
+            and len(counts) == len(before) == len(ids)
+            and ids == self._ids
+            and bool((counts == 1).all())
+            and bool((computed == before + 1).all())
+        )
+        if alike:
+            self._filler.again()
+            self._from = computed.copy()
+        return alike
+
+    def step(self, ids: Sequence[str], plans: Sequence[Plan | None], computed: Counts, counts: Counts) -> None:
+        """Fill the rows. Raises `UnsupportedError`."""
+        if len(ids) != len(counts):
+            raise UnsupportedError(
+                f"a step has {len(ids)} requests and {len(counts)} counts of tokens; nothing is served so."
+            )
+        self._filler.step([Span(*one) for one in zip(plans, computed.tolist(), counts.tolist(), ids, strict=True)])
+        self._ids, self._from = list(ids), computed.copy()
+
+    def changed(self) -> None:
+        """A request has come or gone, so the next step isn't the same, whatever it is called."""
+        self._from = None
+
+
 def _v1(runner: Any, filler: Filler, planner: Planner) -> None:
-    prepare, dummy = runner._prepare_inputs, runner._dummy_run
+    prepare, dummy, steps = runner._prepare_inputs, runner._dummy_run, Steps(filler)
+    steered: dict[str, tuple[Any, int, Plan]] = {}  # with what each plan was made of
 
     def prepared(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         result = prepare(scheduler_output, num_scheduled_tokens)
+        new = scheduler_output.scheduled_new_reqs  # every request is once among these
+        over = [*scheduler_output.finished_req_ids, *(one.req_id for one in new)]
+        if over:
+            steps.changed()
+            filler.watch.end(over)
+        for name in over:
+            steered.pop(name, None)
+        for one in new:
+            state = runner.requests[one.req_id]
+            if (plan := _plan_of(planner, state.sampling_params, state.num_prompt_tokens)) is not None:
+                steered[one.req_id] = (state.sampling_params, state.num_prompt_tokens, plan)
+        if not steered:
+            filler.clear()
+            return result
         batch = runner.input_batch
-        n = int(batch.num_reqs)
-        states = [runner.requests[one] for one in batch.req_ids[:n]]
-        _check_spans(n, len(num_scheduled_tokens))
-        plans = [_plan_of(planner, s.sampling_params, s.num_prompt_tokens) for s in states]
-        filler.step(_spans(plans, batch.num_computed_tokens_cpu[:n], num_scheduled_tokens))
+        ids = batch.req_ids[: int(batch.num_reqs)]
+        computed = batch.num_computed_tokens_cpu[: len(ids)]
+        if not steps.same(ids, computed, num_scheduled_tokens):
+            steps.step(ids, [steered[i][2] if i in steered else None for i in ids], computed, num_scheduled_tokens)
+            for gone in [i for i in steered if i not in runner.requests]:
+                del steered[gone]
         return result
 
     runner._prepare_inputs = prepared
@@ -95,24 +157,35 @@ def _v2(state: Any, filler: Filler, planner: Planner) -> None:
         state.add_request,
         state.remove_request,
     )
+    steps = Steps(filler)
     plans: dict[str, Plan | None] = {}
+    steered: set[str] = set()
 
     def added(req_index: int, new_req_data: Any) -> Any:
-        length = getattr(new_req_data, "prompt_len", None)
+        length, name = getattr(new_req_data, "prompt_len", None), new_req_data.req_id
         if length is None:
             length = len(new_req_data.prompt_token_ids)
-        plans[new_req_data.req_id] = _plan_of(planner, new_req_data.sampling_params, int(length))
+        plans[name] = _plan_of(planner, new_req_data.sampling_params, int(length))
+        steered.discard(name)
+        if plans[name] is not None:
+            steered.add(name)
+        steps.changed()
         return add(req_index, new_req_data)
 
     def removed(req_id: str) -> Any:
         result = remove(req_id)
         plans.pop(req_id, None)
+        steered.discard(req_id)
+        steps.changed()
         return result
 
     def prepared(input_batch: Any, req_states: Any) -> Any:
-        _check_spans(int(input_batch.num_reqs), len(input_batch.num_scheduled_tokens))
-        found = [plans[one] if one in plans else _dummy(one, req_states) for one in input_batch.req_ids]
-        filler.step(_spans(found, input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens))
+        ids, computed = input_batch.req_ids, input_batch.num_computed_tokens_np
+        counts = input_batch.num_scheduled_tokens
+        if not steered and all(map(plans.__contains__, ids)):
+            filler.clear()
+        elif not steps.same(ids, computed, counts):
+            steps.step(ids, [plans[i] if i in plans else _dummy(i, req_states) for i in ids], computed, counts)
         return prepare(input_batch, req_states)
 
     state.prepare_inputs, state.add_request, state.remove_request = prepared, added, removed
@@ -127,15 +200,6 @@ def _dummy(request: str, req_states: Any) -> None:
 
 def _plan_of(planner: Planner, sampling: Any, prompt_length: int) -> Plan | None:
     return None if sampling is None else planner.plan(sampling.extra_args, prompt_length)
-
-
-def _spans(plans: Sequence[Plan | None], computed: Any, counts: Any) -> list[Span]:
-    return [Span(plan, int(first), int(count)) for plan, first, count in zip(plans, computed, counts, strict=True)]
-
-
-def _check_spans(requests: int, counts: int) -> None:
-    if requests != counts:
-        raise UnsupportedError(f"a step has {requests} requests and {counts} counts of tokens; nothing is served so.")
 
 
 def _cleared(dummy: Callable[..., Any], filler: Filler) -> Callable[..., Any]:

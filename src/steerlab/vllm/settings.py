@@ -22,14 +22,17 @@ class Settings:
 
     `steerings` is a folder of files, named in requests by their file's name. Tables are kept for all blocks, or those in
     `layers`, with `rank` directions in each (a rank-1 Clamp or Push takes one, a Shift none) and, with `diag`, a scale for each
-    dimension. A request may have so many `classes` of tokens that are steered differently. `adopt` takes steerings that were
-    fitted on another model or template. With `canary` off nothing is checked at start-up, which is for measuring alone.
+    dimension; each row reads `reads` read-outs at a block and, with `gates`, may have a gate. A request may have so many
+    `classes` of tokens that are steered differently. `adopt` takes steerings that were fitted on another model or template.
+    With `canary` off nothing is checked at start-up, which is for measuring alone.
     """
 
     steerings: str = ""
     layers: tuple[int, ...] | None = None
     rank: int = 1
     diag: bool = False
+    reads: int = 0
+    gates: bool = False
     classes: int = 3
     adopt: bool = False
     canary: bool = True
@@ -37,6 +40,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.rank <= 64:
             raise ConfigError(f"the tables' rank is {self.rank}; expected 0 (shifts alone) to 64.")
+        if not 0 <= self.reads <= 64:
+            raise ConfigError(f"reads is {self.reads}; expected 0 (no read-outs) to 64.")
         if not 1 <= self.classes <= 16:
             raise ConfigError(f"classes is {self.classes}; expected 1 to 16.")
         if self.layers is not None and (not self.layers or list(self.layers) != sorted({*self.layers})):
@@ -60,7 +65,8 @@ class Settings:
         layers = tuple(range(depth)) if self.layers is None else self.layers
         if layers[0] < 0 or layers[-1] >= depth:
             raise ConfigError(f"layers is {list(layers)}; this model has the blocks 0 to {depth - 1}.")
-        return Size(layers, 1 + requests * self.classes, width, self.rank, self.diag)
+        rows = 1 + requests * self.classes * (1 + self.gates)  # of a gate's two rows both may be needed
+        return Size(layers, rows, width, self.rank, self.diag, self.reads, self.gates)
 
     @classmethod
     def read(cls, given: object) -> Settings | None:
@@ -86,10 +92,9 @@ class Settings:
         for name, value in row.items():
             if name not in legal:
                 raise ConfigError(f"steerlab has no setting {name!r} in vLLM. {nearest(name, legal)}")
-            kind: Any = {"steerings": str, "layers": (list, tuple, type(None)), "rank": int, "classes": int}.get(
-                name, bool
-            )
-            if not isinstance(value, kind) or (name in ("rank", "classes") and isinstance(value, bool)):
+            whole = name in ("rank", "reads", "classes")
+            kind: Any = int if whole else {"steerings": str, "layers": (list, tuple, type(None))}.get(name, bool)
+            if not isinstance(value, kind) or (whole and isinstance(value, bool)):
                 raise ConfigError(f"steerlab's setting {name} is {value!r}; see steerlab.vllm.settings.Settings.")
         if row.get("layers") is not None:
             if not all(isinstance(n, int) for n in row["layers"]):
