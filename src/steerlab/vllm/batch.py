@@ -142,9 +142,13 @@ class Plan:
 
     def rows(self, bits: int, gate: State = OPEN) -> dict[int, Row]:
         """What is done to a token of a class, by block."""
+        return rows_of(self.acting(bits, gate))
+
+    def acting(self, bits: int, gate: State = OPEN) -> list[Intervention]:
+        """What acts on a token of a class."""
         on = [p for k, p in enumerate(self.sets) if bits >> k & 1]
         acting = [i for i in self.interventions if i.positions in on]
-        return rows_of([i for i in acting if gate == OPEN or not isinstance(i.control, Gate)])
+        return [i for i in acting if gate == OPEN or not isinstance(i.control, Gate)]
 
     def looks(self, bits: int, gate: State = OPEN) -> dict[int, Look]:
         """What of a token of a class is looked at, by block."""
@@ -276,7 +280,7 @@ class Filler:
         key = Key(plan.key, bits, gate)
         number = self._held.get(key)
         if number is None:
-            if not plan.rows(bits, gate) and not plan.looks(bits, gate):
+            if not plan.acting(bits, gate) and not plan.looks(bits, gate):
                 return 0
             number = self._taken()
             self._missing[number] = (plan, key)
