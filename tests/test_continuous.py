@@ -86,6 +86,21 @@ def test_rows_that_join_and_leave_a_running_batch_say_what_they_say_alone(archit
     same_as_alone(engine, asked, run(engine, [ask for _, ask in asked]))
 
 
+def test_who_joins_a_row_that_was_alone_is_not_steered_by_it():
+    engine, draw = tiny.engine("llama"), torch.Generator().manual_seed(7)
+    shift = steered("1", Shift(8 * torch.randn(WIDTH, generator=draw)))
+    clamp = steered("2", Clamp.random(WIDTH, draw))
+    prompts, asked = Prompts(engine), []
+    for n, steering in enumerate((shift, None, clamp, None, shift.scaled(0.0), shift.scaled(-1.0), None)):
+        text = tiny.words(draw, 4 + n)
+        asked.append(
+            (text, Ask(prompts.chat([Message("user", text)]), steering, Sampling(14, temperature=0.7, seed=n)))
+        )
+    same_as_alone(engine, asked, run(engine, [ask for _, ask in asked], at_once=1))
+    turned = asked[::-1]
+    same_as_alone(engine, turned, run(engine, [ask for _, ask in turned], at_once=1))
+
+
 def test_so_they_do_when_prompts_are_read_in_chunks():
     engine = tiny.engine("gemma2", chunk=3)
     asked = wanted(engine, torch.Generator().manual_seed(4), 1)

@@ -187,7 +187,7 @@ def test_the_vector_is_the_difference_of_products_and_two_sided(rank):
 @pytest.mark.parametrize("name", ["preference_vector", "preference_vector_sft"])
 def test_labels_swapped_give_minus_the_vector_and_the_log_odds_rise_with_strength(name):
     engine, contrast = planted.engine(), planted.contrast(12)
-    made = method(name, {**type(method(name)).small, "site": str(DOWN), "epochs": 2})
+    made = method(name, {**type(method(name)).small, "step": 5e-3, "site": str(DOWN), "epochs": 2})
     there, back = made.fit(engine, contrast), made.fit(engine, contrast.swapped())
     (a,), (b,) = changes(there), changes(back)
     assert float((a + b).norm() / a.norm()) < 1e-3

@@ -42,7 +42,7 @@ class Group:
     _state: State | None = None
     _tally: Tensor | None = None
     _ready: tuple[Tensor, Tensor] | None = None
-    _steady: tuple[torch.device, bool, Callable[[Tensor], Tensor]] | None = None
+    _steady: tuple[torch.device, Callable[[Tensor], Tensor]] | None = None
 
     def ready(self, device: torch.device) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 1 1"]]:
         """Row numbers and strengths as tensors; the edit and control moved to the device once."""
@@ -58,14 +58,16 @@ class Group:
         return self.rows == list(range(rows))
 
     def everywhere(self, h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """The edit at every token of a chunk in the group's rows. What doesn't depend on the chunk is kept for the next one."""
+        """The edit at every token of a chunk in the group's rows. What doesn't depend on the chunk is kept for the next one.
+
+        Other rows may join or leave the batch without the group being told, so whose rows they are is asked each time.
+        """
+        rows, strength = self.ready(h.device)
         if self._steady is None or self._steady[0] != h.device:
-            rows, strength = self.ready(h.device)
-            self._steady = (h.device, self.whole(len(h)), self.edit.at(self.edit.check(strength)))
-        _, whole, edit = self._steady
-        if whole:
+            self._steady = (h.device, self.edit.at(self.edit.check(strength)))
+        _, edit = self._steady
+        if self.whole(len(h)):
             return edit(h.float()).to(h.dtype)
-        rows, _ = self.ready(h.device)
         return h.index_copy(0, rows, edit(h.index_select(0, rows).float()).to(h.dtype))
 
     def controlled(self, read: Mapping[Site, Tensor], tokens: Tokens) -> Float[Tensor, "n t r"]:
