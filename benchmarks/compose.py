@@ -116,27 +116,27 @@ def told(suite: PilotSuite, engine: Trainable, parts: Sequence[Part], given: arg
 
     known, rng = specs("pilot"), random.Random(given.seed)
     asked = [p.task for p in parts if p.task in known]
-    shares: dict[int, list[float | None]] = {1: [], len(asked): []}
+    if len(asked) < 2:
+        return
+    shares: list[tuple[str, float, float]] = []
     for task in asked:
-        prompts = suite.prompts(task, "elicit", "test", given.test, given.seed)
-        for wanted in ((task,), tuple(asked)) if len(asked) > 1 else ():
+        prompts, judge, found = suite.prompts(task, "elicit", "test", given.test, given.seed), suite.judge(task), []
+        for wanted in ([task], asked):
             requests = [" ".join(request_text(known[c], rng) for c in wanted) for _ in prompts]
             rows = [
                 replace(p, messages=(*p.messages[:-1], replace(m := p.messages[-1], content=f"{m.content} {request}")))
                 for p, request in zip(prompts, requests, strict=True)
             ]
             replies = [r.text for r in engine.generate(rows, None, Sampling(given.tokens))]
-            judge = suite.judge(task)
-            shares[len(wanted)].append(mean([judge.present(s) for s in judge.scores(replies, rows)]))
-    if len(asked) < 2:
-        return
-    alone, together = (sum(v or 0.0 for v in shares[n]) for n in (1, len(asked)))
-    each = ", ".join(
-        f"{n} {a:.2f} -> {b:.2f}"
-        for n, a, b in zip(asked, *shares.values(), strict=True)
-        if a is not None and b is not None
-    )
-    print(f"asked in words, alone -> all {len(asked)} at once: {each}; kept {together / alone:.3f}")
+            found.append(mean([judge.present(s) for s in judge.scores(replies, rows)]))
+        if None in found:
+            print(f"asked in words: what is said of {task} couldn't be judged, and isn't counted")
+        else:
+            shares.append((task, *found))
+    if alone := sum(a for _, a, _ in shares):
+        each = ", ".join(f"{n} {a:.2f} -> {b:.2f}" for n, a, b in shares)
+        kept = sum(b for _, _, b in shares) / alone
+        print(f"asked in words, alone -> all {len(asked)} at once: {each}; kept {kept:.3f}")
 
 
 def bar(name: str, value: float | None, goal: float, run: str) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+import steerlab as sl
 from steerlab.contrast import Contrast, Example
 from steerlab.controls import Gate
-from steerlab.data import MakeOptions
+from steerlab.data import MakeOptions, write
 from steerlab.data.requests import asked
 from steerlab.edits import Shift
 from steerlab.engines.base import Sampling
@@ -27,6 +28,7 @@ from steerlab.making.data import near_misses, written
 from steerlab.making.forecast import expected
 from steerlab.making.instructions import plain, unlike
 from steerlab.making.steps import FILES, Folder, Job, make_steering, worth
+from steerlab.making.suite import MadeSuite
 from steerlab.making.wordings import EVERY, chosen
 from steerlab.making.writer import EndpointWriter
 from steerlab.sites import Site
@@ -340,3 +342,20 @@ def test_a_card_of_what_nobody_measured_says_so():
     for text in (markdown, html):
         assert "Not calibrated" in text and "Nobody has measured what it does" in text
     assert worth(steering) == (0, 0.0)
+
+
+def test_on_the_built_in_model_only_dev_pairs_are_kept_back(tmp_path):
+    pairs = [
+        (Example.ask(f"Put {n} in verse.", f"o {n}", family=str(n)), Example.ask(f"Say {n}.", f"{n}", family=str(n)))
+        for n in range(20)
+    ]
+    positive, negative = zip(*pairs, strict=True)
+    file = str(tmp_path / "data.jsonl")
+    write(Contrast(positive, negative, neutral=negative[:10], paired=True, concept="verse"), file)
+    whole, some = (MadeSuite(file, "words:o", "pilot", sl.load, variant=v) for v in ("pilot", None))
+    fitted, dev = (
+        {n.instruction for _, n in part}
+        for part in (whole.contrast("verse", 0).pairs, whole.held_out("verse", "dev", 99, 0))
+    )
+    assert len(fitted) > len(some.contrast("verse", 0).pairs)
+    assert dev and not fitted & dev and fitted | dev == {n.instruction for n in negative}

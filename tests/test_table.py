@@ -267,6 +267,9 @@ def test_finished_runs_are_told_and_compared(tmp_path):
     overview = next(line for line in text.splitlines() if line.startswith("| m5 |"))
     assert overview.endswith("| 3.0 | 50 |") and "(2)" in overview
     assert "g elicited: m" in text and "5 |" in text
+    short = tabled.short(tabled.read(tmp_path / "pilot"))
+    plain = next(line for line in short.splitlines() if line.startswith("| m5 |"))
+    assert "[" not in short and plain.endswith("| 3.0 | 50 |") and "g elicited: m" in short
     told = tabled.compared(tabled.read(tmp_path / "pilot"), tabled.read(tmp_path / "second"))
     assert "| tuned | elicited | 6 | " in told
     bars = [line.split() for line in told.splitlines() if line.startswith("bar ")]

@@ -24,7 +24,7 @@ class MadeSuite(FileSuite):
     wordings: tuple[str, ...] = ELICIT
 
     def contrast(self, task: str, seed: int) -> Contrast:
-        """What is fitted. No prompt of the built-in model's tests is written data, so that nothing is kept back for them."""
+        """What is fitted: all but the dev pairs, as the built-in model's tests take no prompt from written data."""
         made = super().contrast(task, seed)
         if self.variant is None:
             return made

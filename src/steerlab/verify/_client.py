@@ -27,7 +27,7 @@ from ..errors import ArtefactError, ConfigError, UnsupportedError
 from ..steering import Steering
 from ._replies import Said
 from .base import Options
-from .vllm import interpreter, write_checkpoint
+from .vllm import python_of, write_checkpoint
 
 SECONDS, COMPILED = 600.0, 3600.0  # that a server has to come up
 PATIENCE = 300.0  # seconds for one answer
@@ -197,7 +197,7 @@ def _json(raw: bytes) -> Any:
 def started(engine: HFEngine, steering: Steering, options: Options) -> Generator[Client]:
     """`steerlab serve` on the model as it is in memory, in a process of its own, with the steering and a key of its own."""
     vllm = options.server_engine == "vllm"
-    python = interpreter(options) if vllm else sys.executable
+    python = python_of(options) if vllm else sys.executable
     key = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="steerlab-") as name:
         folder = Path(name)

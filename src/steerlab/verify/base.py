@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from ..contrast import Example
 from ..engines.hf import HFEngine
-from ..errors import DataError
+from ..errors import DataError, UnsupportedError
 from ..steering import Steering
 
 if TYPE_CHECKING:
@@ -175,3 +179,14 @@ def apart(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def within(name: str, told: str, value: float, most: float) -> Check:
     """A check that passes where a difference is small enough."""
     return Check(name, value <= most, told, value, most)
+
+
+def interpreter(package: str, module: str, given: str | None, variable: str, remedy: str) -> str:
+    """A Python that has a package: the one given, or that a variable names, or this one. Raises `UnsupportedError`."""
+    named = given or os.environ.get(variable)
+    if named is None and importlib.util.find_spec(module) is not None:
+        return sys.executable
+    if named is None or not Path(named).is_file():
+        what = "isn't installed here" if named is None else f"was looked for at {named}, where there is no file"
+        raise UnsupportedError(f"{package} {what}; {remedy}")
+    return named

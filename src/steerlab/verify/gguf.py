@@ -8,10 +8,7 @@ alone beside a steered one.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +20,11 @@ from torch import Tensor
 
 from .. import exports
 from ..engines.hf import HFEngine
-from ..errors import ArtefactError, UnsupportedError
+from ..errors import ArtefactError
 from ..steering import Steering
 from . import _plain
 from ._llama_model import write_model
-from .base import Check, Options, Probe, Target, apart, scored, within
+from .base import Check, Options, Probe, Target, apart, interpreter, scored, within
 
 PASSES = ("bare", "steered", "together", "steps", "after")  # what `_llamacpp` runs
 SECONDS = 1800
@@ -41,7 +38,7 @@ class GGUF(Target):
 
     def check(self, engine: HFEngine, steering: Steering, probes: Sequence[Probe], options: Options) -> list[Check]:
         exports.format_named("gguf").check(steering, engine)
-        python = interpreter(options)
+        python = python_of(options)
         with tempfile.TemporaryDirectory(prefix="steerlab-") as folder:
             vector, model = Path(folder) / "vector.gguf", Path(folder) / "model.gguf"
             exports.write(steering, vector, "gguf", engine=engine)
@@ -71,18 +68,10 @@ class GGUF(Target):
         ]
 
 
-def interpreter(options: Options) -> str:
+def python_of(options: Options) -> str:
     """A Python that has llama-cpp-python. Raises `UnsupportedError` where there is none."""
-    named = options.llamacpp or os.environ.get("STEERLAB_LLAMACPP")
-    if named is None and importlib.util.find_spec("llama_cpp") is not None:
-        return sys.executable
-    if named is None or not Path(named).is_file():
-        what = "isn't installed here" if named is None else f"was looked for at {named}, where there is no file"
-        raise UnsupportedError(
-            f"llama-cpp-python {what}; install it (pip install llama-cpp-python), or name a Python that has it"
-            " (--llamacpp PYTHON, or STEERLAB_LLAMACPP)."
-        )
-    return named
+    remedy = "install it (pip install llama-cpp-python), or name a Python that has it (--llamacpp PYTHON, or STEERLAB_LLAMACPP)."
+    return interpreter("llama-cpp-python", "llama_cpp", options.llamacpp, "STEERLAB_LLAMACPP", remedy)
 
 
 def run(python: str, model: Path, vector: Path, rows: Sequence[Sequence[int]], folder: Path) -> dict[str, list[Tensor]]:

@@ -6,11 +6,9 @@ or STEERLAB_VLLM_PYTHON names. Replies are greedy and vLLM's own; what is compar
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from ..errors import ArtefactError, UnsupportedError
 from ..steering import Steering
 from ..vllm.rows import refused
 from ._replies import Said, differ, effect, meant, mixture
-from .base import Check, Options, Probe, Target, apart, with_prompt, within
+from .base import Check, Options, Probe, Target, apart, interpreter, with_prompt, within
 
 SECONDS = 3600
 
@@ -39,7 +37,7 @@ class VLLM(Target):
         engine.accept(steering)
         if reasons := [reason for i in steering.interventions if (reason := refused(i))]:
             raise UnsupportedError(f"vLLM refuses this steering: {'; '.join(reasons)}.")
-        python = interpreter(options)
+        python = python_of(options)
         rows = mixture(steering, probes)
         asked = [with_prompt(engine, p, None if s is None else steering.scaled(s)) for p, s in rows]
         with tempfile.TemporaryDirectory(prefix="steerlab-") as folder:
@@ -81,18 +79,13 @@ class VLLM(Target):
         ]  # fmt: skip
 
 
-def interpreter(options: Options) -> str:
+def python_of(options: Options) -> str:
     """A Python that has vLLM. Raises `UnsupportedError` where there is none."""
-    named = options.vllm or os.environ.get("STEERLAB_VLLM_PYTHON")
-    if named is None and importlib.util.find_spec("vllm") is not None:
-        return sys.executable
-    if named is None or not Path(named).is_file():
-        what = "isn't installed here" if named is None else f"was looked for at {named}, where there is no file"
-        raise UnsupportedError(
-            f"vLLM {what}; install steerlab[vllm], or name a Python that has both (--vllm PYTHON, or STEERLAB_VLLM_PYTHON;"
-            " `make test-vllm` makes one for CPUs)."
-        )
-    return named
+    remedy = (
+        "install steerlab[vllm], or name a Python that has both (--vllm PYTHON, or STEERLAB_VLLM_PYTHON; `make test-vllm`"
+        " makes one for CPUs)."
+    )
+    return interpreter("vLLM", "vllm", options.vllm, "STEERLAB_VLLM_PYTHON", remedy)
 
 
 def run(python: str, job: Mapping[str, Any], folder: Path) -> dict[str, list[Said]]:
