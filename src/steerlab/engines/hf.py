@@ -254,7 +254,7 @@ class HFEngine(Trainable):
     ) -> dict[Site, Captured]:
         if not examples:
             raise DataError("there are no examples to capture activations of.")
-        each = self._decided(examples, self._accepted(steerings, len(examples)))
+        each, sites = self._decided(examples, self._accepted(steerings, len(examples))), list(dict.fromkeys(sites))
         parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
         rows: list[Tensor] = []
         places: list[Tensor] = []
@@ -263,16 +263,13 @@ class HFEngine(Trainable):
             alike = len({item.prompt for item in items}) < len(items)
             alone = any(s is not None for s in each) or not (alike and self.shares)
             arranged = packing.rows(items, longest=0 if alone else self.shares, share=not alone)
-            for start in range(0, len(arranged), self.batch_size):
-                batch, here = packing.packed(
-                    items, arranged[start : start + self.batch_size], left=self.padding == "left"
-                )
+            for part in packing.batches(arranged, self.batch_size, packing.price(self.device.type)):
+                batch, here = packing.packed(items, part, left=self.padding == "left")
                 batch = batch.to(self.device)
                 under = [each[p.example] for p in here] if alone else [None] * len(batch.ids)
-                run = self._passes.run(
-                    batch, Hooks(self.anatomy, Plan(under), collect=sites, only_collect=True), logits=False
-                )
-                mask = batch.mask(positions).cpu()
+                mask = batch.mask(positions)
+                hooks = Hooks(self.anatomy, Plan(under), collect=sites, only_collect=True)
+                run, mask = self._passes.run(batch, hooks, logits=False, read=mask), mask.cpu()
                 owner, row, column = packing.tokens(here)
                 chosen = mask[row, column]
                 row, column = row[chosen], column[chosen]

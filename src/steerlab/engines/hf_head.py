@@ -1,4 +1,4 @@
-"""A model's output head: found as a function, read at chosen tokens, and its last block narrowed to them.
+"""A model's output head: found as a function, read at chosen tokens, and the last block that runs narrowed to them.
 
 Each of these is checked on the model itself: what doesn't give the model's own scores isn't used.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,13 +87,13 @@ def head_at(model: nn.Module, places: Places, shape: torch.Size, *, stop: bool) 
 
 
 @contextmanager
-def narrowed(anatomy: Anatomy, places: Places, shape: torch.Size) -> Generator[None]:
-    """Inside, the last block computes queries, attention output and MLP at these tokens alone; others get zeros there.
+def narrowed(anatomy: Anatomy, layer: int, places: Places, shape: torch.Size) -> Generator[None]:
+    """Inside, the block computes queries, attention output and MLP at these tokens alone; others get zeros there.
 
     Keys and values are computed everywhere, so these tokens see what they always see.
     """
     with ExitStack() as stack:
-        for module in anatomy.positionwise(anatomy.depth - 1):
+        for module in anatomy.positionwise(layer):
             pair = _Narrow(places, shape)
             stack.callback(module.register_forward_pre_hook(pair.before).remove)
             stack.callback(module.register_forward_hook(pair.after).remove)
@@ -127,25 +127,30 @@ class _Narrow:
         return whole.index_put((rows, columns), given[0])
 
 
-def narrows(model: nn.Module, anatomy: Anatomy) -> bool:
-    """Whether the model scores some tokens of a trial batch alike when its last block is narrowed to them."""
+def narrows(model: nn.Module, anatomy: Anatomy, layer: int) -> bool:
+    """Whether the block gives some tokens of a trial batch the same when it is narrowed to them."""
     weight: Any = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
     ids = (torch.arange(10, device=weight.device) * 7 % weight.shape[0]).reshape(2, 5)
     places = (torch.tensor([0, 0, 1]), torch.tensor([1, 4, 3]))
     read: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        h = output if isinstance(output, Tensor) else output[0]
+        rows, columns = (p.to(h.device) for p in places)
+        read.append(h[rows, columns].float())
+        raise Enough
+
     for narrow in (False, True):
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(quiet(model))
             if narrow:
-                stack.enter_context(narrowed(anatomy, places, ids.shape))
-            taken = stack.enter_context(head_at(model, places, ids.shape, stop=False))
+                stack.enter_context(narrowed(anatomy, layer, places, ids.shape))
+            stack.callback(anatomy.blocks[layer].register_forward_hook(keep).remove)
+            stack.enter_context(suppress(Enough))
             model(input_ids=ids, use_cache=False)
-        if not taken:
-            return False
-        read.append(taken[0].float())
     size = float(read[0].abs().max())
-    return bool((read[0] - read[1]).abs().max() <= (1e-5 if read[0].dtype == weight.dtype else 2e-2) * size)
+    return bool((read[0] - read[1]).abs().max() <= (1e-5 if weight.dtype == torch.float32 else 2e-2) * size)
 
 
 def apart(position: Int[Tensor, "b t"], branch: Int[Tensor, "b t"], dtype: torch.dtype) -> Tensor:

@@ -1,19 +1,20 @@
 """One forward pass over a batch: with hooks, from a block on, up to what is asked for, its head taken at chosen tokens.
 
-What makes it cheap is tried on the model itself, once: whether its head is one matrix, whether its last block may be narrowed,
-whether answers may share a prompt's row. Where not, the plain way is gone.
+What makes it cheap is tried on the model itself, once: whether its head is one matrix, whether a block may be narrowed, whether
+answers may share a prompt's row. Where not, the plain way is gone.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator
+from collections.abc import Generator, Set
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..controls import Tokens
+from ..sites import Site
 from .base import Batch, Run, Start
 from .head import Head
 from .hf_head import apart, find_head, head_at, narrowed, narrows, packs
@@ -23,6 +24,7 @@ from .hf_sites import Anatomy
 from .hf_watch import quiet
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool
     from transformers import PreTrainedModel
 
 SHARED = 4096  # tokens of a row of answers to one prompt
@@ -35,7 +37,7 @@ class Passes:
         self._model, self._anatomy = model, anatomy
         self._takes = set(inspect.signature(model.forward).parameters)
         self._head: tuple[Tensor | None, Head | None] | None = None
-        self._narrowable: bool | None = None
+        self._narrowable: dict[int, bool] = {}
         self._packable: bool | None = None
 
     @property
@@ -55,8 +57,20 @@ class Passes:
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         return min([w for w in windows if w] + [2 * context, SHARED]) if self._packable else 0
 
-    def run(self, batch: Batch, hooks: Hooks, *, logits: bool, start: Start | None = None, hidden: bool = False) -> Run:
-        """What the hooks collected, and the scores, or what the head reads (`hidden`), where answers are predicted."""
+    def run(
+        self,
+        batch: Batch,
+        hooks: Hooks,
+        *,
+        logits: bool,
+        start: Start | None = None,
+        hidden: bool = False,
+        read: Bool[Tensor, "b t"] | None = None,
+    ) -> Run:
+        """What the hooks collected, and the scores, or what the head reads (`hidden`), where answers are predicted.
+
+        With `read` what is collected counts at these tokens alone; elsewhere it may hold anything.
+        """
         hooks.tokens = Tokens(batch.ids, batch.position, batch.prompt_length)
         hooks.head = batch.head
         given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": self._attention(batch), "use_cache": False}
@@ -64,10 +78,17 @@ class Passes:
             given["position_ids"] = batch.position.clamp(min=0)
         if not logits and not hidden and "logits_to_keep" in self._takes:
             given["logits_to_keep"] = 1
-        (rows, columns), shape = batch.predicts.nonzero(as_tuple=True), batch.ids.shape
-        places = (rows, columns)
+        shape = batch.ids.shape
+        (rows, columns), narrow = batch.predicts.nonzero(as_tuple=True), nullcontext()
+        places, last = (rows, columns), self._anatomy.depth - 1
+        if hidden and self._narrows(last, hooks.sites, start):
+            narrow = narrowed(self._anatomy, last, places, shape)
+        elif read is not None and 2 * int(read.sum()) < read.numel():
+            top = max(hooks.sites, key=lambda s: s.reached)
+            if top.part == "resid" and top.layer is not None and self._narrows(top.layer, hooks.sites - {top}, start):
+                (rows, columns) = read.nonzero(as_tuple=True)
+                narrow = narrowed(self._anatomy, top.layer, (rows, columns), shape)
         begun = nullcontext() if start is None else self._anatomy.begun(start.layer, start.hidden)
-        narrow = narrowed(self._anatomy, places, shape) if hidden and self._narrows(hooks, start) else nullcontext()
         head = head_at(self._model, places, shape, stop=hidden)
         out = None
         with hooks.attached(), quiet(self._model), begun, narrow, head as taken, suppress(Enough):
@@ -84,14 +105,13 @@ class Passes:
             return batch.attention
         return apart(batch.position, batch.branch, self._model.dtype)
 
-    def _narrows(self, hooks: Hooks, start: Start | None) -> bool:
-        """Whether the last block runs, is seen by no hook, and gives the same narrowed (tried once)."""
-        last = self._anatomy.depth - 1
-        if (start is not None and start.layer == last) or any(s.reached >= (last, -1) for s in hooks.sites):
+    def _narrows(self, layer: int, sites: Set[Site], start: Start | None) -> bool:
+        """Whether the block runs, holds none of the sites, nor any above it, and gives the same narrowed (tried once)."""
+        if (start is not None and start.layer >= layer) or any(s.reached >= (layer, -1) for s in sites):
             return False
-        if self._narrowable is None:
-            self._narrowable = narrows(self._model, self._anatomy)
-        return self._narrowable
+        if layer not in self._narrowable:
+            self._narrowable[layer] = narrows(self._model, self._anatomy, layer)
+        return self._narrowable[layer]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ the same but for rounding.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,6 +63,28 @@ def rows(items: Sequence[Item], *, longest: int, share: bool) -> list[Row]:
             mine.append(n)
         found.append(Row(tuple(mine), length))
     return sorted(found, key=lambda row: row.length)
+
+
+def price(device: str) -> int:
+    """What a batch more costs, in tokens: an accelerator runs thousands in the time of a launch."""
+    return 16 if device == "cpu" else 4096
+
+
+def batches(ordered: Sequence[Row], size: int, price: int) -> list[Sequence[Row]]:
+    """Rows sorted by length, cut into batches of at most `size` where the fewest tokens are run, padding counted.
+
+    `price` is what a batch more costs, in tokens.
+    """
+    least, begins = [0], list[int]()
+    for end in range(1, len(ordered) + 1):
+        width = ordered[end - 1].length
+        cost, begin = min((least[b] + price + (end - b) * width, b) for b in range(max(0, end - size), end))
+        least.append(cost)
+        begins.append(begin)
+    cuts = [len(ordered)]
+    while cuts[-1]:
+        cuts.append(begins[cuts[-1] - 1])
+    return [ordered[a:b] for b, a in reversed(list(itertools.pairwise(cuts)))]
 
 
 def packed(items: Sequence[Item], chosen: Sequence[Row], *, left: bool) -> tuple[Batch, list[Place]]:

@@ -15,8 +15,8 @@ from steerlab import edits
 from steerlab.contrast import Example
 from steerlab.controls import Gate
 from steerlab.edits import Clamp, Shift
-from steerlab.engines.base import Sampling, Start
-from steerlab.errors import DataError, SiteError, SteerlabError, UnsupportedError
+from steerlab.engines.base import Sampling
+from steerlab.errors import DataError, SteerlabError, UnsupportedError
 from steerlab.positions import (
     ALL,
     DECODING,
@@ -570,74 +570,3 @@ def test_sites_of_an_adapted_model_are_those_of_the_whole_projection(name):
     steering = Steering((Intervention(Site(1, "v"), v, ALL),))
     read = adapted.capture([Example.ask(prompts()[0])], [Site(1, "v")], ALL, steering)[Site(1, "v")].values
     torch.testing.assert_close(read @ v.q.T, v.positive.expand(len(read), -1), rtol=1e-4, atol=1e-4)
-
-
-# --- a pass that begins in the middle --------------------------------------------------------------------------------------
-
-
-def test_a_pass_that_begins_at_a_block_equals_the_whole_one(architecture, padding):
-    engine = tiny.engine(architecture, padding=padding)
-    batch = engine.batch([Example.ask("w1 w2 w3 w4", "w5 w6"), Example.ask("w7", "w8 w9 w3 w1")])
-    forwards = [vars(block).get("forward") for block in engine.anatomy.blocks]
-    for layer in range(engine.depth):
-        below = Site(layer)
-        kept = engine.resume(batch, sites=[below], logits=False).at[below]
-        above = [below, Site(min(layer + 1, engine.depth - 1), "attn" if layer + 1 < engine.depth else "resid")]
-        for site in above:
-            grads = []
-            for start in (None, Start(layer, kept)):
-                v = torch.full((engine.width(site),), 0.3, requires_grad=True)
-                run = engine.resume(batch, {site: lambda h, v=v: h + v * torch.tanh(h)}, start=start)
-                (gradient,) = torch.autograd.grad(run.logits.square().mean(), v)
-                grads.append((run.logits, gradient))
-            assert torch.allclose(grads[0][0], grads[1][0], atol=1e-5)
-            assert torch.allclose(grads[0][1], grads[1][1], atol=1e-5, rtol=1e-4)
-            assert float(grads[0][1].abs().sum()) > 0
-    with pytest.raises(SiteError, match="lies below"):
-        engine.resume(batch, sites=[Site(0)], start=Start(1, kept))
-    with pytest.raises(RuntimeError, match="planted"):
-        engine.resume(batch, {Site(1): _planted}, start=Start(1, kept))
-    assert [vars(block).get("forward") for block in engine.anatomy.blocks] == forwards
-
-
-def _planted(_h):
-    raise RuntimeError("planted")
-
-
-def test_reading_activations_ends_the_pass_where_they_are_read(architecture):
-    engine = tiny.engine(architecture)
-    ran = []
-    handles = [b.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, b in enumerate(engine.anatomy.blocks)]
-    try:
-        examples = [Example.ask("w1 w2 w3", "w4"), Example.ask("w5", "w6 w7")]
-        alone = engine.capture(examples, [Site(0)], ALL)
-        assert ran == [0]
-        beside = engine.capture(examples, [Site(0), Site(engine.depth - 1)], ALL)
-    finally:
-        for handle in handles:
-            handle.remove()
-    assert torch.equal(alone[Site(0)].values, beside[Site(0)].values)
-
-
-@pytest.mark.parametrize("padding", ["left", "right"])
-def test_examples_that_share_a_prompt_run_it_once_and_read_as_each_does_alone(architecture, padding):
-    engine = tiny.engine(architecture, padding=padding)
-    examples = [
-        Example.ask("w1 w2 w3", "w4 w5"), Example.ask("w7"), Example.ask("w1 w2 w3", "w6"), Example.ask("w1 w2 w3"),
-        Example.ask("w8 w9", "w4"), Example.ask("w1 w2 w3", "w5 w4 w9"),
-    ]  # fmt: skip
-    sites, seen = [Site(0), Site(engine.depth - 1)], []
-    shares = engine.shares > 20  # attention windows of a few tokens forbid it
-    handle = engine.anatomy.blocks[0].register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[:2]))
-    try:
-        together = engine.capture(examples, sites, ALL)
-    finally:
-        handle.remove()
-    assert sum(shape[0] for shape in seen) == (3 if shares else len(examples))
-    assert shares or architecture in ("mistral", "gemma2", "gemma3_text"), "the others take such a mask"
-    for n, example in enumerate(examples):
-        alone = engine.capture([example], sites, ALL)
-        for site in sites:
-            mine = together[site].row == n
-            assert torch.equal(together[site].position[mine], alone[site].position)
-            assert torch.allclose(together[site].values[mine], alone[site].values, atol=1e-5)
