@@ -323,16 +323,20 @@ def _wider(t: Tensor, width: int, dim: int) -> Tensor:
 def sample(scores: Float[Tensor, "b v"], sampling: Sampling, uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
     """One token per row by inverting the cumulated probabilities at the row's uniform number, in float64.
 
-    Temperature first, then the `top_k` best, then the smallest set of the best that holds `top_p` of the rest.
+    Temperature first, then the `top_k` best, then the smallest set of the best that holds `top_p` of the rest. They are
+    cumulated in the order of their ids: in that of their probabilities two near-equal ones could change places, and with
+    them the draw, by rounding alone.
     """
     probs = torch.softmax(scores.double() / sampling.temperature, dim=-1)
-    best, order = probs.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k is not None:
-        best[:, sampling.top_k :] = 0
-    if sampling.top_p < 1:
-        before = best.cumsum(dim=-1) - best
-        best = torch.where(before < sampling.top_p * best.sum(dim=-1, keepdim=True), best, 0)
-    summed = best.cumsum(dim=-1)
+    if sampling.top_k is not None or sampling.top_p < 1:
+        best, order = probs.sort(dim=-1, descending=True, stable=True)
+        if sampling.top_k is not None:
+            best[:, sampling.top_k :] = 0
+        if sampling.top_p < 1:
+            before = best.cumsum(dim=-1) - best
+            best = torch.where(before < sampling.top_p * best.sum(dim=-1, keepdim=True), best, 0)
+        probs = torch.zeros_like(best).scatter(1, order, best)
+    summed = probs.cumsum(dim=-1)
     at = torch.searchsorted(summed, (uniform * summed[:, -1])[:, None], right=True)
-    at = at.clamp(max=(best > 0).sum(dim=-1, keepdim=True) - 1)
-    return order.gather(1, at)[:, 0]
+    last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(dim=-1, keepdim=True)
+    return at.minimum(last)[:, 0]

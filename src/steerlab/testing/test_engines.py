@@ -16,6 +16,7 @@ from steerlab.contrast import Example
 from steerlab.controls import Gate
 from steerlab.edits import Clamp, Shift
 from steerlab.engines.base import Sampling
+from steerlab.engines.hf_generate import sample
 from steerlab.errors import DataError, SteerlabError, UnsupportedError
 from steerlab.positions import (
     ALL,
@@ -353,6 +354,28 @@ def test_a_rows_sampled_text_depends_on_its_seed_alone():
         assert alone.ids == together[n].ids
     again = engine.generate([prompts()[0]] * 2, None, Sampling(15, 1.0, seed=(5, 9)))
     assert again[0].ids != again[1].ids
+
+
+@pytest.mark.parametrize(
+    ("warm", "kept"),
+    [
+        (Sampling(temperature=1.0), [0.1, 0.4, 0.15, 0.3, 0.05]),
+        (Sampling(temperature=0.5), [0.01, 0.16, 0.0225, 0.09, 0.0025]),
+        (Sampling(temperature=1.0, top_k=3), [0, 0.4, 0.15, 0.3, 0]),
+        (Sampling(temperature=1.0, top_p=0.7001), [0, 0.4, 0.15, 0.3, 0]),
+        (Sampling(temperature=1.0, top_p=0.6), [0, 0.4, 0, 0.3, 0]),
+        (Sampling(temperature=1.0, top_k=3, top_p=0.8), [0, 0.4, 0, 0.3, 0]),
+    ],
+)
+def test_draws_have_their_probabilities_and_a_rounding_moves_none(warm, kept):
+    scores = torch.tensor([0.1, 0.4, 0.15, 0.3, 0.05]).log()
+    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    drawn = sample(scores.expand(1000, -1), warm, uniform)
+    share = torch.tensor(kept) / sum(kept)
+    assert torch.allclose(drawn.bincount(minlength=5) / 1000, share, atol=1.1e-3)
+    near = torch.tensor([0.25, 0.25, 0.25, 0.25]).log() + torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]]) * 1e-6
+    one, other = (sample(row.expand(1000, -1), warm, uniform) for row in near[:, :3])
+    assert warm.top_k or warm.top_p < 1 or int((one != other).sum()) <= 2
 
 
 def test_stop_strings_end_a_reply_and_are_cut_off():
