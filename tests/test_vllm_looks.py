@@ -11,6 +11,7 @@ import steerlab as sl
 from steerlab import edits
 from steerlab.engines.readout import readouts
 from steerlab.errors import SteerlabError
+from steerlab.vllm import watch
 from steerlab.vllm.admission import Admission, Asked, Files, Known
 from steerlab.vllm.batch import Filler, Plan, Span
 from steerlab.vllm.settings import Settings
@@ -174,6 +175,21 @@ def test_a_step_that_goes_on_reads_the_next_token(draw):
     (later,) = filler.watch.told([("a", 2, True)])
     assert later["readings"] == told["readings"][2:]
     assert filler.watch.told([("a", 0, True)]) == [{"readings": [], "gates": []}]
+
+
+def test_a_long_request_is_remembered_while_others_that_nobody_asks_about_come_and_go(draw, monkeypatch):
+    monkeypatch.setattr(watch, "KEPT", 3)
+    toy = Toy(draw, reads=1)
+    filler = Filler(toy.tables)
+    (read,) = readouts(sl.Steering((at(1, edits.Shift.random(WIDTH, draw)),)))
+    plan = Plan.of("key", [], 1, 0, [read])
+    for n in range(9):
+        filler.step([Span(plan, n, 1, "long"), Span(plan, 0, 1, f"short {n}")])
+        toy.run(torch.randn(2, WIDTH, generator=draw))
+    long, gone, last = filler.watch.told([(name, 0, True) for name in ("long", "short 0", "short 8")])
+    assert len(long["readings"]) == 9
+    assert not gone["readings"]
+    assert len(last["readings"]) == 1
 
 
 def test_a_held_gate_that_never_decided_isnt_guessed_at(draw):

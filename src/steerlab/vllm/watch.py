@@ -67,6 +67,8 @@ class Watch:
 
     def decided(self, name: str) -> bool | None:
         """What a request's held gate has decided; None before it has."""
+        if name in self._decided:
+            self._decided.move_to_end(name)
         return self._decided.get(name)
 
     def end(self, names: Iterable[str]) -> None:
@@ -132,9 +134,8 @@ class Watch:
             self._of(name, plan).readings[position - plan.prompt_length + 1] = values
 
     def _of(self, name: str, plan: Plan) -> Told:
-        told = self._told.get(name)
-        if told is None:
-            told = self._told[name] = Told(plan=plan)
-            if len(self._told) > KEPT:
-                self._told.popitem(last=False)
+        told = self._told.setdefault(name, Told(plan=plan))
+        self._told.move_to_end(name)  # so that what goes is what no step has looked at for longest
+        if len(self._told) > KEPT:
+            self._told.popitem(last=False)
         return told
