@@ -264,7 +264,8 @@ def test_a_receipt_of_vllm(engine):
     prompts = [sl.Example.ask(text) for text in ("Describe a kitchen.", "What would you tell somebody who asks why?")]
     (receipt,) = verify(engine, steering, ["vllm"], prompts=prompts, options=Options(vllm=PYTHON, tokens=8))
     assert receipt.passed, receipt
-    assert {c.name for c in receipt.checks} >= {"reference", "mixed", "neighbours", "cache", "off"}
+    held = {c.name for c in receipt.checks if c.passed}  # that of the cache applies: a prompt is longer than its blocks
+    assert held >= {"reference", "mixed", "neighbours", "cache", "off"}
     ahead = gated(engine, steering_of(steering), 0.0, ahead=True)
     (refused,) = verify(engine, ahead, ["vllm"], options=Options(vllm=PYTHON))
     assert "decides ahead" in refused.refused

@@ -20,18 +20,22 @@ def main(given: str, out: str) -> None:
     llm = vllm.LLM(job["model"], dtype=job["dtype"], enforce_eager=job["eager"], max_model_len=job["context"], seed=0,
                    max_num_seqs=32, enable_prefix_caching=True, **ours)  # fmt: skip
 
+    cached = [0]
+
     def say(rows: list[dict[str, Any]]) -> list[Reply]:
         prompts = [{"prompt_token_ids": row["ids"]} for row in rows]
         how = [vllm.SamplingParams(max_tokens=job["tokens"], temperature=0, logprobs=0, detokenize=False, extra_args=_extra(row))
                for row in rows]  # fmt: skip
-        return [_reply(found.outputs[0]) for found in llm.generate(prompts, how, use_tqdm=False)]
+        replies = llm.generate(prompts, how, use_tqdm=False)
+        cached[0] = sum(int(found.num_cached_tokens or 0) for found in replies)
+        return [_reply(found.outputs[0]) for found in replies]
 
     alone: list[Reply] = []
     for row in job["rows"]:
         llm.reset_prefix_cache()
         alone += say([row])
     llm.reset_prefix_cache()
-    said = {"alone": alone, "together": say(job["rows"]), "again": say(job["rows"])}
+    said = {"alone": alone, "together": say(job["rows"]), "again": say(job["rows"]), "cached": cached[0]}
     Path(out).write_text(json.dumps(said), encoding="utf-8")
 
 

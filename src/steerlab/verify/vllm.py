@@ -25,6 +25,7 @@ from ._replies import Said, differ, effect, meant, mixture
 from .base import Check, Options, Probe, Target, apart, interpreter, with_prompt, within
 
 SECONDS = 3600
+LONG = 300  # tokens of the long prompt: more than two blocks of the prefix cache, which has 128 tokens each on CPUs
 
 
 class VLLM(Target):
@@ -38,7 +39,8 @@ class VLLM(Target):
         if reasons := [reason for i in steering.interventions if (reason := refused(i))]:
             raise UnsupportedError(f"vLLM refuses this steering: {'; '.join(reasons)}.")
         python = python_of(options)
-        rows = mixture(steering, probes)
+        room = min(engine.context, 4096) - options.tokens
+        rows = mixture(steering, [*probes, lengthened(probes[0], min(LONG, room))])
         asked = [with_prompt(engine, p, None if s is None else steering.scaled(s)) for p, s in rows]
         with tempfile.TemporaryDirectory(prefix="steerlab-") as folder:
             model = Path(folder) / "model"
@@ -54,14 +56,15 @@ class VLLM(Target):
                 {"ids": p.ids[: p.prompt_length], "head": p.head, "strength": s}
                 for p, (_, s) in zip(asked, rows, strict=True)
             ]
-            ran = run(python, {**job, "rows": asks}, Path(folder))
+            ran, cached = run(python, {**job, "rows": asks}, Path(folder))
             unsteered = [ask for ask in asks if ask["strength"] is None]
-            bare = run(python, {**job, "rows": unsteered, "bare": True}, Path(folder))
+            bare, _ = run(python, {**job, "rows": unsteered, "bare": True}, Path(folder))
         most, line = self.most(engine, probes, options)
         wanted = [meant(engine, p, None if s is None else steering.scaled(s), said)
                   for p, (_, s), said in zip(asked, rows, ran["alone"], strict=True)]  # fmt: skip
         untouched = [n for n, (_, s) in enumerate(rows) if s is None]
         off = [n for n, (_, s) in enumerate(rows) if s == 0]
+        again = differ(ran["again"], ran["alone"])
         plain = {p.ids: said for (p, s), said in zip(rows, ran["alone"], strict=True) if s is None}
         return [
             within("reference", "rows at several strengths are what the definition says",
@@ -69,8 +72,8 @@ class VLLM(Target):
             within("mixed", "a row among rows of other strengths is the row alone", differ(ran["together"], ran["alone"]), most),
             within("neighbours", "unsteered rows beside them are those of a vLLM without the plug-in",
                    differ([ran["together"][n] for n in untouched], bare["together"]), most),
-            within("cache", "with the prefix cache full of the others' prompts, rows are as with an empty one",
-                   differ(ran["again"], ran["alone"]), most),
+            within("cache", "with the prefix cache full of the others' prompts, rows are as with an empty one", again, most)
+            if cached else Check("cache", None, "the prefix cache held none of these prompts", again),
             within("off", "strength 0 is what unsteered rows are",
                    differ([ran["alone"][n] for n in off], [plain[rows[n][0].ids] for n in off]), 0.0),
             Check("effect", None, "how far it moves a log-probability at most",
@@ -88,8 +91,19 @@ def python_of(options: Options) -> str:
     return interpreter("vLLM", "vllm", options.vllm, "STEERLAB_VLLM_PYTHON", remedy)
 
 
-def run(python: str, job: Mapping[str, Any], folder: Path) -> dict[str, list[Said]]:
-    """What vLLM said: each row alone with an empty cache, all together, and together again with the cache as it then is."""
+def lengthened(probe: Probe, tokens: int) -> Probe:
+    """The probe with its prompt over and over until it has so many tokens (as it is where it has as many)."""
+    prompt, answer = probe.ids[: probe.prompt_length], probe.ids[probe.prompt_length :]
+    many = max(tokens, len(prompt))
+    whole = (prompt * (1 + many // len(prompt)))[:many]
+    return probe._replace(ids=(*whole, *answer), prompt_length=many)
+
+
+def run(python: str, job: Mapping[str, Any], folder: Path) -> tuple[dict[str, list[Said]], int]:
+    """What vLLM said, and how many tokens the prefix cache had of the last time.
+
+    Each row alone with an empty cache, all together, and together again with the cache as it then is.
+    """
     given, out = folder / "job.json", folder / "said.json"
     given.write_text(json.dumps(job), encoding="utf-8")
     out.unlink(missing_ok=True)
@@ -108,7 +122,8 @@ def run(python: str, job: Mapping[str, Any], folder: Path) -> dict[str, list[Sai
             f"vLLM ended with {done.returncode}: {(told or [done.stderr.strip()[-400:] or 'no word'])[-1][-600:]}"
         )
     found = json.loads(out.read_text(encoding="utf-8"))
-    return {name: [Said(tuple(ids), torch.tensor(told)) for ids, told in rows] for name, rows in found.items()}
+    cached = found.pop("cached")
+    return {name: [Said(tuple(ids), torch.tensor(told)) for ids, told in rows] for name, rows in found.items()}, cached
 
 
 def _needs(steering: Steering) -> dict[str, Any]:
