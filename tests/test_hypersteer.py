@@ -15,11 +15,11 @@ from steerlab.contrast import Contrast, Example
 from steerlab.errors import ArtefactError, ConfigError, DataError, UnsupportedError
 from steerlab.loading import read_concepts
 from steerlab.methods.base import method
+from steerlab.methods.fitting import ran
 from steerlab.methods.forecast import forecast
 from steerlab.methods.frozen import Frozen
 from steerlab.methods.generator import Generator
 from steerlab.methods.hypersteer import HyperSteer
-from steerlab.methods.trained import ran
 from steerlab.methods.writing import Ask, Writer
 from steerlab.positions import NOT_TEMPLATE
 from steerlab.sites import Site

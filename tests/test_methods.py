@@ -11,11 +11,12 @@ from steerlab.errors import ConfigError, DataError
 from steerlab.methods import interchange
 from steerlab.methods.base import method, read_classes
 from steerlab.methods.cdas import CDAS
+from steerlab.methods.fitting import ran
 from steerlab.methods.frozen import Frozen
 from steerlab.methods.interchange import both_ways
 from steerlab.methods.keep import Keep
 from steerlab.methods.objectives import kl
-from steerlab.methods.trained import Given, ran
+from steerlab.methods.steps import Given
 from steerlab.positions import NOT_TEMPLATE
 from steerlab.sites import Site
 from steerlab.testing import planted

@@ -11,12 +11,12 @@ import torch
 from steerlab.edits import Adapter, Push
 from steerlab.errors import ConfigError, DataError
 from steerlab.methods.base import method, read_classes
+from steerlab.methods.fitting import ran
 from steerlab.methods.frozen import Frozen
 from steerlab.methods.keep import Keep
 from steerlab.methods.linear_act import quantiles, transport
 from steerlab.methods.raptor import Raptor
 from steerlab.methods.reft import frame
-from steerlab.methods.trained import ran
 from steerlab.positions import Positions
 from steerlab.sites import Site
 from steerlab.testing import planted

@@ -15,10 +15,10 @@ import steerlab as sl
 from steerlab.deltas import Delta
 from steerlab.errors import ConfigError, SiteError
 from steerlab.methods.base import method
+from steerlab.methods.fitting import ran
 from steerlab.methods.frozen import Frozen
 from steerlab.methods.lora import LoRA
 from steerlab.methods.sft import SFT
-from steerlab.methods.trained import ran
 from steerlab.methods.vectors import elicited, likely
 from steerlab.methods.weights import at
 from steerlab.positions import ALL

@@ -17,8 +17,9 @@ from ..errors import UnsupportedError
 from ..meter import peak_mib
 from ..positions import Positions
 from .base import Method
+from .fitting import Fit, lots, ran, together
 from .frozen import Frozen
-from .trained import Fit, Row, Trained, ran, together
+from .trained import Row, Trained
 
 TRIED = 3  # steps
 AT_LEAST = 12  # pairs that they are tried on
@@ -67,7 +68,11 @@ def forecast_many(made: Method, engine: Trainable, contrasts: Sequence[Contrast]
     some, rows = [row for part in tried for row in part], [*train, *held_out]
     steps = sum(-(-len(whole.train) // made.batch_size) * made.epochs for whole in wholes)
     before = peak_mib()
-    reading = _timed(lambda: frozen.prepare(*made.needed(some))) * _tokens(frozen, rows) / _tokens(frozen, some)
+    scored = [frozen.scores(made.needed(made.batch([*w.train, *w.held_out], draw))[1]) for w in wholes]
+    whole = max(scored) <= frozen.room
+    reading = (
+        _timed(lambda: frozen.prepare(*made.needed(some), whole=whole)) * _tokens(frozen, rows) / _tokens(frozen, some)
+    )
     with torch.no_grad():
         beginning = _timed(lambda: [t.begin(trial=[*range(len(t.given.train))] * (2 * TRIED)) for t in trials])
     each: list[float] = []
@@ -79,7 +84,9 @@ def forecast_many(made: Method, engine: Trainable, contrasts: Sequence[Contrast]
         saved = sum(_bytes(intervention.edit) for trial in trials for intervention in trial.made()[0])
     training = min(each, default=0.0) * _tokens(frozen, train) * made.epochs
     measuring = looking * _tokens(frozen, held_out) * (made.epochs + 3)
-    kept = frozen.kept_bytes(*made.needed(rows)) / 2**20
+    bases, untouched = made.needed(rows)
+    held = max(sum(lot) for lot in lots(scored, scored, frozen.room)) if whole else 0
+    kept = (held + frozen.kept_bytes(bases, () if whole else untouched)) / 2**20
     memory = max(peak_mib() - before, 0.0) + kept
     seconds = reading + beginning + training + measuring
     return Forecast(steps, round(seconds, 1), round(memory, 1), round(kept, 1), round(saved / 2**20, 4))

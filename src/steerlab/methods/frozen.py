@@ -173,6 +173,15 @@ class Frozen:
         """Whether answers may be longer than what is run of them."""
         return self._answer_tokens is not None
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return next(iter(self._batches.values()))[0].ids.device if self._batches else torch.device("cpu")
+
+    def tokens(self, examples: Sequence[Example]) -> int:
+        """How many these have, prompts and answers."""
+        return sum(self._rendered(e)[0].ids.shape[1] for e in examples)
+
     # --- passes -------------------------------------------------------------------------------------------------------
 
     def run(
@@ -243,28 +252,45 @@ class Frozen:
         self._keep.put(fresh)
         return [_known(self._keep.get(name), fresh.get(name)) for name in names]
 
-    def prepare(self, bases: Sequence[Example], untouched: Sequence[Example] = ()) -> None:
+    def prepare(
+        self, bases: Sequence[Example], untouched: Sequence[Example] = (), *, whole: bool | None = None
+    ) -> None:
         """Compute all that is kept beforehand, in full batches, with a bar.
 
-        Of the untouched model, log-probabilities are held where there is room for all of them, else what its head reads.
+        Of the untouched model, log-probabilities are held (`whole`) where there is room for all, else what its head reads.
         """
-        head, tokens = self.engine.head, sum(int(self.batch([e]).predicts.sum()) for e in untouched)
-        self._whole = head is not None and 4 * tokens * head.vocabulary <= SCORES
+        self._whole = self.engine.head is not None and (self.scores(untouched) <= self.room if whole is None else whole)
         with progress.task("reading the model once", len(bases) + len(untouched)) as bar:
             for given, read in ((bases, self._below), (untouched, self.untouched)):
                 for chosen in _chunks(self._sorted(given), ROWS):
                     read(chosen)
                     bar.advance(len(chosen))
 
+    def scores(self, untouched: Sequence[Example]) -> int:
+        """Bytes of the untouched model's log-probabilities in these examples' answers; 0 where its head isn't one matrix."""
+        head = self.engine.head
+        return 0 if head is None else 4 * head.vocabulary * sum(self._answered(e) for e in set(untouched))
+
+    @property
+    def room(self) -> int:
+        """Bytes of log-probabilities that are held at once: on an accelerator, an eighth of its memory where that is more."""
+        if self.device.type != "cuda":
+            return SCORES
+        return max(SCORES, torch.cuda.get_device_properties(self.device).total_memory // 8)
+
+    def forget(self) -> None:
+        """Let go of held log-probabilities; what else is kept may be wanted by other fits."""
+        self._keep.drop("log-probabilities ")
+
     def kept_bytes(self, bases: Sequence[Example], untouched: Sequence[Example]) -> int:
-        """How much would be kept for these, from their shapes."""
+        """How much would be kept for these, from their shapes, besides log-probabilities."""
         head, width = self.engine.head, self.engine.width(Site(self.engine.depth - 1))
         size = 4 if head is None else head.weight.element_size()
-        below = sum(self.batch([e]).ids.shape[1] for e in set(bases)) * width * size if self._layer is not None else 0
-        answers = sum(int(self.batch([e]).predicts.sum()) for e in set(untouched))
-        if head is not None and 4 * answers * head.vocabulary <= SCORES:
-            return below + 4 * answers * head.vocabulary
-        return below + answers * width * size
+        below = sum(self.tokens([e]) for e in set(bases)) * width * size if self._layer is not None else 0
+        return below + sum(self._answered(e) for e in set(untouched)) * width * size
+
+    def _answered(self, example: Example) -> int:
+        return int(self._rendered(example)[0].predicts.sum())
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import progress
 from ..contrast import Contrast
 from ..edits import Edit, Shift
 from ..engines.base import Batch, Trainable
@@ -161,7 +162,8 @@ class HyperSteer(Trained):
         with Meter() as meter:
             given = pooled(self, engine, contrasts, vectors, keep)
             fit = Fit(self, given)
-            self.learn([fit], given.frozen)
+            with progress.task(f"training {self.name}", fit.steps) as bar:
+                self.learn([fit], given.frozen, bar)
         return Generator.made(self, fit, contrasts, meter.figures())
 
 

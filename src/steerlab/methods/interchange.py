@@ -28,10 +28,11 @@ from ..positions import GENERATED, LAST_PROMPT, Positions
 from ..sites import Site
 from ..steering import Steering
 from .base import mean_gap, same_responses
+from .fitting import ran
 from .frozen import EditRows
 from .fused import JensenShannon, Objective
 from .optimisers import Adam, OnSphere, Optimiser, Renormalised, Several, orthonormal
-from .trained import Free, Given, Row, Step, Trained, put, ran
+from .trained import Free, Given, Row, Step, Trained, put
 
 if TYPE_CHECKING:
     from jaxtyping import Float

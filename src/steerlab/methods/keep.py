@@ -62,6 +62,12 @@ class Keep:
         if fresh and self._disk and self._folder is not None:
             self._write(fresh, self._folder)
 
+    def drop(self, begins: str) -> None:
+        """Free the memory of those whose names begin so; what is on disk stays."""
+        for name in [n for n in self._held if n.startswith(begins)]:
+            tensor = self._held.pop(name)
+            self._left += tensor.numel() * tensor.element_size()
+
     def _hold(self, name: str, tensor: Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
         if size <= self._left:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,72 +21,21 @@ from .. import progress
 from ..contrast import Contrast, Example
 from ..controls import Constant, Control
 from ..edits import Edit
-from ..engines.base import Batch, Trainable
+from ..engines.base import Trainable
 from ..errors import ConfigError, DataError
 from ..meter import Meter
 from ..positions import Positions
 from ..sites import Site
 from ..steering import Intervention, Steering
 from .base import Method, assemble, parse_sites
-from .frozen import EditRows, Frozen, Said
+from .fitting import Fit, lots, together
+from .frozen import EditRows, Frozen
 from .keep import Keep
 from .optimisers import Adam, Optimiser
+from .steps import Free, Given, Row, Step, put
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-Free = Mapping[str, Tensor]  # what is trained, by name
-
-
-class Row(NamedTuple):
-    """One sequence of a step: a prompt with an answer, how strongly it is edited, and whose answer it is compared with."""
-
-    example: Example
-    strength: float = 1.0
-    source: Example | None = None  # the same answer under another prompt, untouched
-    tag: str = ""
-    seed: int = 0  # of noise, where an edit draws any
-
-
-class Step(NamedTuple):
-    """What a loss gets: the rows, and what the model says in their answers under the edits."""
-
-    rows: Sequence[Row]
-    said: Said
-    frozen: Frozen
-    positions: Positions
-    gone: float = 1.0  # the share of all steps that lies behind; 1 when measuring
-
-    def only(self, *tags: str) -> Step:
-        """The rows with one of these tags."""
-        chosen = [n for n, row in enumerate(self.rows) if row.tag in tags]
-        if len(chosen) == len(self.rows):
-            return self
-        return self._replace(rows=[self.rows[n] for n in chosen], said=self.said.take(chosen))
-
-    @property
-    def target(self) -> Said:
-        """What the untouched model says under each row's source, token by token like `said`."""
-        return self.frozen.untouched([_source(row) for row in self.rows])
-
-    @property
-    def reference(self) -> Said:
-        """What the untouched model says in the same rows."""
-        return self.frozen.untouched([row.example for row in self.rows])
-
-
-class Given(NamedTuple):
-    """What a fit begins with."""
-
-    engine: Trainable
-    contrast: Contrast
-    sites: tuple[Site, ...]
-    positions: Positions
-    frozen: Frozen
-    train: Sequence[Any]
-    held_out: Sequence[Any]
-    generator: torch.Generator
-    constants: dict[str, Tensor]  # what `initial` leaves for `edits`
 
 
 @dataclass(frozen=True)
@@ -194,7 +143,7 @@ class Trained(Method):
         return self.fit_many(engine, [contrast])[0]
 
     def fit_many(self, engine: Trainable, contrasts: Sequence[Contrast], *, keep: Keep | None = None) -> list[Steering]:
-        """A steering for each contrast, trained together: every step is one pass over the rows of all fits.
+        """A steering for each contrast, trained together: steps of many fits share passes, and what is kept is kept once.
 
         Equal to fitting each alone, but for rounding.
         """
@@ -203,25 +152,33 @@ class Trained(Method):
         with Meter() as meter:
             frozen = self.frozen(engine, sites, positions, keep)
             fits = [Fit(self, self.given(engine, contrast, sites, positions, frozen)) for contrast in contrasts]
-            self.learn(fits, frozen)
-            with torch.no_grad():
-                made = [fit.made() for fit in fits]
+            made: list[tuple[list[Intervention], dict[str, Any]]] = []
+            with progress.task(f"training {self.name}", sum(fit.steps for fit in fits)) as bar:
+                for lot in lots(fits, [self.scored(fit, frozen) for fit in fits], frozen.room):
+                    if made:
+                        frozen.forget()
+                    self.learn(lot, frozen, bar)
+                    with torch.no_grad():
+                        made += [fit.made() for fit in lot]
         return [
             assemble(self, engine, fit.given.contrast, interventions, figures={**figures, **meter.figures()})
             for fit, (interventions, figures) in zip(fits, made, strict=True)
         ]
 
-    def learn(self, fits: Sequence[Fit], frozen: Frozen) -> None:
-        """Train fits from their beginning to their end: every step is one pass over the rows of all."""
+    def learn(self, fits: Sequence[Fit], frozen: Frozen, bar: progress.Task) -> None:
+        """Train fits from their beginning to their end, a step of each in turn."""
         with torch.no_grad():
             frozen.prepare(*self.needed([row for fit in fits for row in fit.every_row()]))
             for fit in fits:
                 fit.begin()
-        with progress.task(f"training {self.name}", sum(fit.steps for fit in fits)) as bar:
-            while turn := [fit for fit in fits if fit.unfinished]:
-                together(turn, frozen)
-                bar.advance(len(turn))
-                bar.tell(turn[0].told())
+        while turn := [fit for fit in fits if fit.unfinished]:
+            together(turn, frozen)
+            bar.advance(len(turn))
+            bar.tell(turn[0].told())
+
+    def scored(self, fit: Fit, frozen: Frozen) -> int:
+        """Bytes of the untouched model's log-probabilities that a fit is compared with."""
+        return frozen.scores(self.needed(fit.every_row())[1])
 
     def frozen(
         self, engine: Trainable, sites: Sequence[Site], positions: Positions, keep: Keep | None = None
@@ -274,171 +231,3 @@ class Trained(Method):
         sides = (contrast.positive, contrast.negative)
         positive, negative = (tuple(replace(e, family=None) for e in side) for side in sides)
         return replace(contrast, positive=positive, negative=negative).split(*shares, seed=self.seed)
-
-
-@dataclass
-class Fit:
-    """One concept's training as it stands; `rows_taken` were the last batch, of `taken` items."""
-
-    method: Trained
-    given: Given
-    best: Free = field(default_factory=dict[str, Tensor])
-    losses: list[float] = field(default_factory=list[float])
-    curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
-
-    def begin(self, trial: Sequence[int] = ()) -> None:
-        """Start, and measure the start; a trial takes these items instead, and measures nothing."""
-        self.optimiser = self.method.optimisers(self.method.initial(self.given), self.steps)
-        self.best, self._least = self.optimiser.free, None
-        self._epoch, self._order, self._total, self._seen = 0, list[int](), 0.0, 0
-        self._orders, self.taken = torch.Generator().manual_seed(self.method.seed), 0
-        if trial:
-            self._order = list(trial)
-            return
-        self._judge()
-        self._shuffle()
-
-    @property
-    def steps(self) -> int:
-        return -(-len(self.given.train) // self.method.batch_size) * self.method.epochs
-
-    @property
-    def unfinished(self) -> bool:
-        return bool(self._order)
-
-    @property
-    def gone(self) -> float:
-        """The share of all steps that lies behind."""
-        return len(self.losses) / self.method.epochs + self._seen / (len(self.given.train) * self.method.epochs)
-
-    def every_row(self) -> list[Row]:
-        """Those of all its items."""
-        draw = torch.Generator().manual_seed(0)
-        return self.method.batch([*self.given.train, *self.given.held_out], draw)
-
-    def rows(self) -> list[Row]:
-        """Those of the next batch."""
-        size = self.method.batch_size
-        chosen, self._order = self._order[:size], self._order[size:]
-        self.taken = len(chosen)
-        self.rows_taken = self.method.batch([self.given.train[i] for i in chosen], self.given.generator)
-        return self.rows_taken
-
-    def learn(self, loss: float, gradients: Mapping[str, Tensor]) -> None:
-        """One step; at the end of an epoch, what it has come to."""
-        if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
-            raise DataError(
-                f"the gradient of {self.method.name} is NaN or infinite (loss {loss}); the model overflows on this data. Try"
-                " bfloat16 or float32, or look for empty or damaged rows with `steerlab data check`."
-            )
-        self.optimiser.move(gradients)
-        self._total, self._seen = self._total + loss * self.taken, self._seen + self.taken
-        if not self._order:
-            self.losses.append(round(self._total / self._seen, 6))
-            self._total, self._seen, self._epoch = 0.0, 0, self._epoch + 1
-            self._judge()
-            self._shuffle()
-
-    def told(self) -> str:
-        """In a few words."""
-        words = f"loss {self._total / self._seen if self._seen else self.losses[-1]:.4f}"
-        if self.curve:
-            words += f", held-out loss {self.curve[-1]['loss']:.4f} ({self.curve[0]['loss']:.4f} to begin with)"
-        return words
-
-    def made(self) -> tuple[list[Intervention], dict[str, Any]]:
-        """What is served, and the figures of the fit."""
-        given, edits = self.given, self.method.served(self.best, self.given)
-        controls = self.method.controls(self.best, given)
-        made = [Intervention(s, e, given.positions, c) for s, e, c in zip(given.sites, edits, controls, strict=True)]
-        return made, {"loss": self.losses, **self.method.told(self.best, given, self.curve)}
-
-    def _shuffle(self) -> None:
-        if self._epoch < self.method.epochs:
-            self._order = torch.randperm(len(self.given.train), generator=self._orders).tolist()
-
-    def _judge(self) -> None:
-        """Measure on what is held out, and keep the best."""
-        free = {name: t.detach().clone() for name, t in self.optimiser.free.items()}
-        if not self.given.held_out:
-            self.best = free
-            return
-        draw = torch.Generator().manual_seed(self.method.seed)
-        rows = self.method.batch(self.given.held_out, draw)
-        with torch.no_grad():
-            touching, alike = self.method.touching(rows, free, self.given), [self.method.alike(row) for row in rows]
-            found = self.method.judged(ran(self.given, rows, touching, alike), free)
-        self.curve.append(found)
-        if self._least is None or found["loss"] < self._least:
-            self._least, self.best = found["loss"], free
-
-
-def ran(
-    given: Given,
-    rows: Sequence[Row],
-    touching: Mapping[Site, EditRows] | None = None,
-    alike: Sequence[Hashable | None] | None = None,
-) -> Step:
-    """Some rows under edits, or without any."""
-    said = given.frozen.run([row.example for row in rows], touching, alike)
-    return Step(rows, said, given.frozen, given.positions)
-
-
-def together(turn: Sequence[Fit], frozen: Frozen) -> None:
-    """A step of every fit, in one pass."""
-    rows = [fit.rows() for fit in turn]
-    leaves = [{name: t.detach().clone().requires_grad_() for name, t in fit.optimiser.free.items()} for fit in turn]
-    ends = torch.tensor([len(r) for r in rows]).cumsum(0).tolist()
-    touching = [fit.method.touching(r, free, fit.given) for fit, r, free in zip(turn, rows, leaves, strict=True)]
-    alike = [_of_fit(n, fit.method.alike(row)) for n, (fit, r) in enumerate(zip(turn, rows, strict=True)) for row in r]
-    said = frozen.run([row.example for r in rows for row in r], _merged(touching, ends), alike)
-    losses = [
-        fit.method.loss(Step(r, said.part(end - len(r), end), frozen, fit.given.positions, fit.gone), free)
-        for fit, r, free, end in zip(turn, rows, leaves, ends, strict=True)
-    ]
-    flat = [t for free in leaves for t in free.values()]
-    gradients = iter(torch.autograd.grad(torch.stack(losses).sum(), flat, materialize_grads=True))
-    for fit, free, loss in zip(turn, leaves, losses, strict=True):
-        fit.learn(float(loss.detach()), {name: next(gradients) for name in free})
-
-
-def _of_fit(n: int, alike: Hashable | None) -> Hashable | None:
-    return None if alike is None else (n, alike)
-
-
-def _merged(touching: Sequence[Mapping[Site, EditRows]], ends: Sequence[int]) -> Mapping[Site, EditRows]:
-    """Each fit's edits on its own rows."""
-    if len(touching) == 1:
-        return touching[0]
-    begins = [0, *ends[:-1]]
-
-    def at(site: Site) -> EditRows:
-        def put(h: Tensor, index: Tensor, batch: Batch) -> Tensor:
-            out = None if site.on_weights else h  # all that a matrix reads is in one fit or another
-            for mine, begin, end in zip(touching, begins, ends, strict=True):
-                here = ((index >= begin) & (index < end)).nonzero()[:, 0]
-                if len(here):
-                    made = mine[site](h[here], index[here] - begin, batch.take(here))
-                    out = made.new_empty(*h.shape[:-1], made.shape[-1]) if out is None else out
-                    out = out.index_copy(0, here, made)
-            return h if out is None else out
-
-        return put
-
-    return {site: at(site) for site in touching[0]}
-
-
-def put(edit: Edit, strength: Float[Tensor, " b"], positions: Positions) -> EditRows:
-    """An edit at some positions of rows, each at its own strength."""
-
-    def at(h: Tensor, index: Tensor, batch: Batch) -> Tensor:
-        mask = batch.mask(positions).to(h.device)[..., None]
-        return torch.where(mask, edit.to(h.device)(h, strength.to(h.device)[index][:, None, None]), h)
-
-    return at
-
-
-def _source(row: Row) -> Example:
-    if row.source is None:
-        raise DataError("a row without a source is compared with one; this is a mistake in the method's rows.")
-    return row.source

@@ -48,5 +48,7 @@ class PlainFrozen(Frozen):
         mean = torch.stack([r.mean(dim=0) if len(r) else torch.zeros(width) for r in reads])
         return mean, torch.tensor([float(len(r)) for r in reads])
 
-    def prepare(self, bases: Sequence[Example], untouched: Sequence[Example] = ()) -> None:
+    def prepare(
+        self, bases: Sequence[Example], untouched: Sequence[Example] = (), *, whole: bool | None = None
+    ) -> None:
         return None

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from steerlab import plugins
-from steerlab.methods import bundles, trained
+from steerlab.methods import bundles, fitting, frozen, trained
 from steerlab.methods.base import method
+from steerlab.methods.fitting import ran
 from steerlab.methods.frozen import Frozen
-from steerlab.methods.trained import Trained, ran
+from steerlab.methods.trained import Trained
 from steerlab.positions import Positions
 from steerlab.testing import planted, tiny
 from steerlab.testing.plain import PlainFrozen
@@ -125,3 +126,25 @@ def tensors(steering) -> list[torch.Tensor]:
     for i in steering.interventions:
         found += [t for f in fields(i.edit) if isinstance(t := getattr(i.edit, f.name), torch.Tensor)]
     return found
+
+
+def test_fits_that_there_is_no_room_for_at_once_are_each_alone(monkeypatch):
+    made, engine = small("cdas"), planted.engine()
+    contrasts = [planted.contrast(n) for n in (9, 12, 10)]
+    alone = [made.fit(engine, contrast) for contrast in contrasts]
+    told = []
+    learn = trained.Trained.learn
+    monkeypatch.setattr(trained.Trained, "learn", lambda self, lot, *a: told.append(len(lot)) or learn(self, lot, *a))
+    for full, room, expected in ((1, 2**28, [3]), (2**20, 2**28, [3]), (100, 1, [1, 1, 1])):
+        monkeypatch.setitem(fitting.FULL, "cpu", full)
+        monkeypatch.setattr(frozen, "SCORES", room)
+        told.clear()
+        for one, other in zip(made.fit_many(engine, contrasts), alone, strict=True):
+            for a, b in zip(tensors(one), tensors(other), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert told == expected
+
+
+@pytest.mark.parametrize(("sizes", "found"), [([1, 1, 1], [[0, 1], [2]]), ([5, 1, 2], [[0], [1], [2]]), ([], [[]])])
+def test_lots_hold_what_there_is_room_for(sizes, found):
+    assert [list(lot) for lot in fitting.lots(range(len(sizes)), sizes, 2)] == found
