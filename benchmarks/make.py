@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", default="pirate,joyful,formal")
     parser.add_argument("--method", default="cdas")
-    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=192)
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--test", type=int, default=40)

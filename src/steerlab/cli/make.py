@@ -27,7 +27,7 @@ def make(
     text: Annotated[str | None, typer.Option(help="Held-out text, for perplexity.")] = None,
     writer: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible endpoint that writes the data.  [default: the model itself]")] = None,
     writer_model: Annotated[str, typer.Option(help="The endpoint's model.")] = "",
-    pairs: Annotated[int, typer.Option(min=16, help="Pairs to write.")] = 96,
+    pairs: Annotated[int, typer.Option(min=16, help="Pairs to write.")] = 192,
     gate: Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: where a direction isn't useful within the budget, and it pays.")] = "auto",
     lost: Annotated[float, typer.Option(help="Budget: share of capability items (0: no limit).")] = 0.02,
     kl: Annotated[float, typer.Option(help="Budget: nats of KL a token on neutral prompts (0: no limit).")] = 0.1,

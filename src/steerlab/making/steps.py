@@ -58,7 +58,7 @@ class Job:
     text: str | None = None
     writer: str | None = None  # URL of an endpoint
     writer_model: str = ""
-    pairs: int = 96
+    pairs: int = 192
     tokens: int = 64
     gate: Literal["auto", "yes", "no"] = "auto"
     asked: Asked = field(default_factory=lambda: Asked(prompts=12, items=400, lot=100, neutral=96, texts=64, pairs=12))
