@@ -69,6 +69,9 @@ table: setup  ## every method on refusal, backdoor and every seventh concept (an
 table-order: setup  ## whether two finished tables agree on the order of methods (seconds)
 	@$(BIN)/python benchmarks/table.py --against second
 
+suites: setup  ## every suite on the built-in model, 120 items of each kind (many minutes; resumable)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suites.py
+
 decay: setup  ## how preference and utility decay with strength, and what a few points foretell (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decay.py
 
