@@ -168,19 +168,19 @@ def versions(python: str) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def compared(kind: str, folder: Path, peers: str, repeats: int) -> dict[str, float]:
+def compared(kind: str, folder: Path, peers: str, repeats: int, arms: Sequence[str]) -> dict[str, float]:
     """Median ratio of each peer over interleaved processes, with its spread."""
     times: dict[str, list[float]] = {}
     same: dict[str, list[float]] = {}
     chosen: dict[str, str] = {}
     vectors: dict[str, list[float]] = {}
     for _ in range(repeats):
-        for arm in ARMS:
+        for arm in ("ours", *arms):
             name, took, vectors[arm] = measured(arm, kind, folder, sys.executable if arm == "ours" else peers)
             chosen[arm] = name
             times.setdefault(arm, []).append(min(took))
             same.setdefault(arm, []).append(took[0] / took[1])
-    for arm in ("steering-vectors", "repeng"):
+    for arm in arms:
         off = max(abs(a - b) for a, b in zip(vectors["ours"], vectors[arm], strict=True))
         size = max(map(abs, vectors["ours"]))
         if off > 1e-4 * size:
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--peers", metavar="PYTHON", help="the Python of the environment that holds the peers")
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3, help="processes of each arm")
+    parser.add_argument("--against", default="steering-vectors,repeng", help="peers, with commas between")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -221,7 +222,9 @@ def main() -> None:
         write_model(Path(folder))
         for kind in ("shared", "unrelated"):
             (Path(folder) / f"{kind}.json").write_text(json.dumps(pairs(kind, given.pairs)))
-            for peer, ratio in compared(kind, Path(folder), given.peers, given.repeats).items():
+            for peer, ratio in compared(
+                kind, Path(folder), given.peers, given.repeats, given.against.split(",")
+            ).items():
                 bars.append((f"{kind}_{peer.replace('-', '_')}", ratio, GOALS[kind, peer]))
     for name, value, goal in bars:
         print(f"bar {name} {value:.2f} {goal:.2f} {run}{'' if value >= goal else '   (short)'}")
