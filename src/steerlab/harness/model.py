@@ -162,12 +162,9 @@ def model_type() -> type[Any]:
             width = max(len(ids) for ids, _ in rows)
             ids = torch.stack([pad(torch.tensor(ids), (0, width - len(ids))) for ids, _ in rows]).to(self.device)
             with self._steered(ids, rows):
-                scores = self._model_call(ids)
-            if not self.acts:  # the harness's own, to the bit
-                scores = log_softmax(scores, dim=-1, dtype=self.softmax_dtype)
+                scores = log_softmax(self._model_call(ids), dim=-1, dtype=self.softmax_dtype)
             for (read, _), (_, _, continuation), row in zip(rows, chunk, scores, strict=True):
-                here = row[len(read) - len(continuation) : len(read)]
-                yield log_softmax(here.double(), dim=-1) if self.acts else here
+                yield row[len(read) - len(continuation) : len(read)]
 
         def _steered(self, ids: Tensor, rows: Sequence[tuple[list[int], int]]) -> Any:
             if self.under is None:
