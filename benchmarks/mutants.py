@@ -58,7 +58,7 @@ MUTANTS = (
     Mutant("a preference vector is a sum", "methods/weight_contrast.py", '-free["left -"]', 'free["left -"]', "test_methods.py"),
     Mutant("a training pass begins one block late", "methods/frozen.py", 'layer = lowest.layer if lowest.part == "resid"', 'layer = lowest.layer + 1 if lowest.part == "resid"', "test_trained.py"),
     Mutant("a fused derivative is off by a factor", "methods/fused.py", "gradient = a.sub_(mine[:, None]).mul_(p.p).mul_(0.5)", "gradient = a.sub_(mine[:, None]).mul_(p.p)", "test_trained.py"),
-    Mutant("sorted examples come back in another order", "methods/frozen.py", "position = torch.tensor(order).argsort()", "position = torch.tensor(order)", "test_trained.py"),
+    Mutant("sorted examples come back in another order", "methods/said.py", "position = torch.tensor(order).argsort()", "position = torch.tensor(order)", "test_trained.py"),
     Mutant("rows of one fit get the edit of another", "methods/fitting.py", "begins = [0, *ends[:-1]]", "begins = [0] * len(ends)", "test_trained.py"),
     Mutant("the server forgets the steering", "serve/completions.py", "prompt, resolved.steering, own,", "prompt, None, own,", "tests/test_serve.py"),
     Mutant("the server drops the strength", "serve/resolve.py", "entry.steering.scaled(term.strength)", "entry.steering.scaled(1.0)", "tests/test_serve.py"),

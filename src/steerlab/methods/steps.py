@@ -14,7 +14,8 @@ from ..engines.base import Batch, Trainable
 from ..errors import DataError
 from ..positions import Positions
 from ..sites import Site
-from .frozen import EditRows, Frozen, Said
+from .frozen import EditRows, Frozen
+from .said import Said
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..contrast import Example
 from ..edits import Edit, Shift
 from ..errors import ConfigError
-from .frozen import Said
 from .fused import CrossEntropy
 from .objectives import scaled_preference
+from .said import Said
 from .trained import Free, Given, Row, Step, Trained
 
 if TYPE_CHECKING:

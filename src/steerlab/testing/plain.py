@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..contrast import Example
-from ..methods.frozen import EditRows, Frozen, Said, _bound, answers  # pyright: ignore[reportPrivateUsage]
+from ..methods.frozen import EditRows, Frozen, _bound  # pyright: ignore[reportPrivateUsage]
 from ..methods.fused import Objective
+from ..methods.said import Said, answers
 from ..positions import Positions
 from ..sites import Site
 
