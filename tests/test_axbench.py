@@ -23,6 +23,7 @@ from steerlab.bench.axbench.run import chosen_factor, run
 from steerlab.bench.axbench.steer import legal, seeds
 from steerlab.bench.axbench.units import AxPlan
 from steerlab.bench.axbench.words import columns_csv, markdown
+from steerlab.cli.bench import printed
 from steerlab.contrast import Example, Message
 from steerlab.edits import Ablate, Adapter, OneSided, Push, Rotate, Shift
 from steerlab.errors import ConfigError, DataError, UnsupportedError
@@ -428,3 +429,16 @@ def test_the_leaderboards_columns(undisturbed):
     table = markdown(made)
     assert "## Steering" in table
     assert "## Detection" in table
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_a_terminal_of_any_width_shows_whose_figures_they_are(undisturbed, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    made = board(undisturbed[0], title="AxBench", meter={})
+    printed(made)
+    text = capsys.readouterr().out
+    assert "…" not in text
+    for line in made.lines:
+        assert f" {line.label} " in text
+        assert f"{line.figures['score'].mean:.2f} [" in text
+    assert width == 80 or ("won" in text) == (width == 160)

@@ -12,6 +12,8 @@ from ..errors import ConfigError
 from .common import BatchSize, Config, Device, Dtype, Json, Model, Revision, TemplateOption, console, dump, say, took
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..bench.axbench.board import Board, Column
     from ..bench.axbench.data import AxSuite
     from ..bench.axbench.units import AxPlan
@@ -244,6 +246,13 @@ def printed(board: Board) -> None:
     for title, columns in (("steering", STEERING), ("suppression", AWAY), ("detection", DETECTION)):
         if not board.has(columns[:1]):
             continue
+        lines = sorted(board.lines, key=lambda one, first=columns[0]: -sortable(one, first))
+        rows = [
+            [line.label, *(_cell(line.figures[c.key], c, wide=c is columns[0]) for c in columns)]
+            for line in lines
+            if line.figures[columns[0].key].mean is not None
+        ]
+        heads = ["method", *("\n".join(c.name.lower().split()) for c in columns)]
         table = Table(
             title=title,
             title_justify="left",
@@ -253,16 +262,28 @@ def printed(board: Board) -> None:
             header_style="",
             pad_edge=False,
         )
-        table.add_column("method", min_width=12)
-        for column in columns:
-            table.add_column(column.name.lower(), justify="right", no_wrap=True)
-        for line in sorted(board.lines, key=lambda one, first=columns[0]: -sortable(one, first)):
-            if line.figures[columns[0].key].mean is not None:
-                table.add_row(line.label, *(_cell(line.figures[c.key], c, wide=c is columns[0]) for c in columns))
+        shown = _fitting(heads, rows, out.width)
+        for n in shown:
+            table.add_column(heads[n], justify="right" if n else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[n] for n in shown))
         out.print(table)
     out.print(
         "ratings from 0 to 2, with 95 % intervals; the factor is chosen on one half of the prompts, the figures are of the other"
     )
+
+
+def _fitting(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The columns that fit: where not all do, what was won and lost goes first, then the last ones, never the first two."""
+    widths = [
+        2 + max(len(part) for text in (head, *(row[n] for row in rows)) for part in text.split("\n"))
+        for n, head in enumerate(heads)
+    ]
+    shown = list(range(len(heads)))
+    for n in sorted(shown[2:], key=lambda n: (heads[n] not in ("won", "lost"), -n)):
+        if sum(widths[k] for k in shown) > width:
+            shown.remove(n)
+    return shown
 
 
 def _cell(estimate: Any, column: Column, *, wide: bool) -> str:
