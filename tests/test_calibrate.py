@@ -304,6 +304,30 @@ def test_what_is_no_range_is_told_and_never_trusted(told):
     assert "can't be read" in in_words(told)
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "safe", "words"),
+    [
+        ({"kl": "held", "lost": "open"}, 0.0, "(at +0.4 it isn't settled by 400 readings of lost; measure more)"),
+        (
+            {"kl": "open", "lost": "open"},
+            0.0,
+            "(at +0.4 it isn't settled by 96 readings of kl, 400 readings of lost; measure more)",
+        ),
+        ({"kl": "broken", "lost": "open"}, 0.0, "(no strength that was tried does)"),
+        ({"kl": "held", "lost": "held"}, 0.4, "(at +0.8 it isn't settled by 400 readings of lost; measure more)"),
+        ({}, 0.0, "(no strength that was tried does)"),
+    ],
+)
+def test_a_range_says_where_it_was_measured_on_too_little(verdicts, safe, words):
+    many = {"kl": 96, "lost": 400}
+    rows = [
+        {"strength": 0.4, "verdicts": verdicts, "n": many},
+        {"strength": 0.8, "verdicts": {"lost": "open"}, "n": many},
+    ]
+    side = {"sign": 1, "min_useful": None, "default": None, "max_safe": safe, "strengths": rows}
+    assert in_words({"directions": {"elicit": side}}) == f"elicit: nothing useful within the budget {words}"
+
+
 def test_a_scaled_steering_keeps_its_range_in_its_own_units():
     doubled = steering().scaled(2.0)
     assert standing(doubled.meta.range).state == "beyond"  # 2 of what was safe to 1.2

@@ -135,11 +135,30 @@ def in_words(told: Mapping[str, Any] | None) -> str:
             most = (
                 f"strengths up to {side.max_safe:+.3g} keep it" if side.max_safe else "no strength that was tried does"
             )
-            parts.append(f"{name}: nothing useful within the budget ({most})")
+            parts.append(f"{name}: nothing useful within the budget ({_unsettled(told, name, side) or most})")
         else:
             low = "" if side.min_useful is None else f"useful from {side.min_useful:+.3g}, "
             parts.append(f"{name}: {side.default:+.3g} ({low}safe up to {side.max_safe:+.3g})")
     return "; ".join(parts)
+
+
+def _unsettled(told: Mapping[str, Any] | None, name: str, side: Side) -> str:
+    """Where the first strength beyond the safe ones isn't known to be over the budget, but was measured on too little to tell."""
+    rows: Any = cast("Any", told)["directions"][name].get("strengths")
+    for row in cast("list[Any]", rows) if isinstance(rows, list) else []:
+        given = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
+        one: Any = given.get("strength")
+        verdicts, many = given.get("verdicts"), given.get("n")
+        if not _number(one) or not isinstance(verdicts, dict) or not isinstance(many, dict):
+            continue
+        if abs(one) <= abs(side.max_safe):
+            continue
+        found = cast("dict[str, Any]", verdicts)
+        if "open" not in found.values() or "broken" in found.values():
+            return ""
+        what = ", ".join(f"{cast('Any', many).get(k)} readings of {k}" for k, v in found.items() if v == "open")
+        return f"at {one:+.3g} it isn't settled by {what}; measure more"
+    return ""
 
 
 def _sign_of(values: list[Any], name: str) -> int:
