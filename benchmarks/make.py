@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--concepts", default="pirate,joyful,formal")
     parser.add_argument("--method", default="cdas")
     parser.add_argument("--pairs", type=int, default=192)
-    parser.add_argument("--items", type=int, default=400)
+    parser.add_argument("--items", type=int, default=1200)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--test", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=64)

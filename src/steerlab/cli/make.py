@@ -34,7 +34,7 @@ def make(
     perplexity: Annotated[float, typer.Option(help="Budget: share of perplexity on held-out text (0: no limit).")] = 0.05,
     prompts: Annotated[int, typer.Option(min=2, help="Dev prompts of each direction.")] = 12,
     test: Annotated[int, typer.Option(min=2, help="Test prompts of each direction.")] = 24,
-    capability: Annotated[int, typer.Option(min=0, help="Capability items at most; two points take about 2,000.")] = 400,
+    capability: Annotated[int, typer.Option(min=0, help="Capability items at most; two points take about 2,000.")] = 1200,
     tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without showing the data first.")] = False,

@@ -61,7 +61,7 @@ class Job:
     pairs: int = 192
     tokens: int = 64
     gate: Literal["auto", "yes", "no"] = "auto"
-    asked: Asked = field(default_factory=lambda: Asked(prompts=12, items=400, lot=100, neutral=96, texts=64, pairs=12))
+    asked: Asked = field(default_factory=lambda: Asked(prompts=12, items=1200, lot=100, neutral=96, texts=64, pairs=12))
     test: int = 24
     seed: int = 0
     loaded: dict[str, Any] = field(default_factory=dict[str, Any])
