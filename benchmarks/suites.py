@@ -3,7 +3,7 @@
 Each suite runs on the model as it is and under CDAS fitted on the suite's own training data (block 2), at the suite's own
 strengths; suites without such data, or that write their own vectors, run as they are. One that the built-in model can't take says
 so. Printed: the figures with their intervals, what the suite says of the model's soundness, and the time. A suite's report is
-kept in its folder, and taken from there the next time.
+kept in a folder of its own for this number of items, block and code, and taken from there the next time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import steerlab as sl
 from steerlab import plugins, progress
 from steerlab.engines.hf import HFEngine
 from steerlab.errors import UnsupportedError
+from steerlab.files import code_digest
 from steerlab.steering import Steering
 from steerlab.suites.base import Suite, suite
 from steerlab.suites.report import write
@@ -65,7 +66,8 @@ def main() -> None:
         for name in plugins.names("suites"):
             if given.only and name not in given.only.split(","):
                 continue
-            found, kept = suite(name, {"n": given.n}), given.out / name / "suite.json"
+            found = suite(name, {"n": given.n})
+            kept = given.out / f"{name} {given.n} {given.site} {code_digest()[:8]}" / "suite.json"
             if not kept.exists():
                 try:
                     items = found.of_pilot("pilot")

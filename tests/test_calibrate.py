@@ -328,6 +328,15 @@ def test_a_range_says_where_it_was_measured_on_too_little(verdicts, safe, words)
     assert in_words({"directions": {"elicit": side}}) == f"elicit: nothing useful within the budget {words}"
 
 
+def test_a_scaled_steering_says_in_its_own_units_where_too_little_was_measured():
+    row = {"strength": 0.4, "verdicts": {"lost": "open"}, "n": {"lost": 400}}
+    side = {"sign": 1, "min_useful": None, "default": None, "max_safe": 0.0, "strengths": [row]}
+    told = {"directions": {"elicit": side}}
+    assert "at +0.2 it isn't settled" in in_words(rescaled(told, 2.0))
+    assert "at -0.8 it isn't settled" in in_words(rescaled(told, -0.5))
+    assert told["directions"]["elicit"]["strengths"] == [row]
+
+
 def test_a_scaled_steering_keeps_its_range_in_its_own_units():
     doubled = steering().scaled(2.0)
     assert standing(doubled.meta.range).state == "beyond"  # 2 of what was safe to 1.2

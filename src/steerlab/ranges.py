@@ -117,8 +117,19 @@ def rescaled(told: Mapping[str, Any] | None, k: float) -> dict[str, Any] | None:
     except ArtefactError:
         return None
     rows = cast("Mapping[str, Mapping[str, Any]]", told["directions"])
-    moved = {name: {**rows[name], **asdict(side.scaled(k))} for name, side in known.items()}
+    moved = {name: {**rows[name], **_measured(rows[name], k), **asdict(side.scaled(k))} for name, side in known.items()}
     return {**told, "directions": moved}
+
+
+def _measured(row: Mapping[str, Any], k: float) -> dict[str, Any]:
+    """The strengths that were measured, as multiples of k times what they were multiples of."""
+    given = row.get("strengths")
+    if not isinstance(given, list):
+        return {}
+    each = [cast("dict[str, Any]", one) if isinstance(one, dict) else {} for one in cast("list[Any]", given)]
+    return {
+        "strengths": [{**one, "strength": one["strength"] / k} if _number(one.get("strength")) else one for one in each]
+    }
 
 
 def in_words(told: Mapping[str, Any] | None) -> str:

@@ -48,7 +48,7 @@ def forecast(made: Method, engine: Trainable, contrast: Contrast) -> Forecast:
 
 
 def forecast_many(made: Method, engine: Trainable, contrasts: Sequence[Contrast]) -> Forecast:
-    """What `fit_many` will take, every step of which is one pass over the rows of all fits; steps are counted fit by fit."""
+    """What `fit_many` will take; steps are counted fit by fit."""
     if not isinstance(made, Trained):
         raise UnsupportedError(
             f"{made.name} isn't trained step by step: it reads the data a few times, so just run it."
@@ -68,7 +68,7 @@ def forecast_many(made: Method, engine: Trainable, contrasts: Sequence[Contrast]
     some, rows = [row for part in tried for row in part], [*train, *held_out]
     steps = sum(-(-len(whole.train) // made.batch_size) * made.epochs for whole in wholes)
     before = peak_mib()
-    scored = [frozen.scores(made.needed(made.batch([*w.train, *w.held_out], draw))[1]) for w in wholes]
+    scored = [made.scored(Fit(made, whole), frozen) for whole in wholes]
     whole = max(scored) <= frozen.room
     reading = (
         _timed(lambda: frozen.prepare(*made.needed(some), whole=whole)) * _tokens(frozen, rows) / _tokens(frozen, some)

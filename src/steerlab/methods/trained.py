@@ -2,8 +2,8 @@
 
 A method says which rows a training item becomes, how its free parameters make edits (`edits` maps any values to valid
 ones, so that no loop has to restore anything), and what a step costs (`loss`). All else is here: passes without what
-never changes (`frozen`), batches, held-out items, the best iterate, and `fit_many`, which runs the rows of many fits in
-one pass, each under its own edits.
+never changes (`frozen`), batches, held-out items, the best iterate, and `fit_many`, in which many fits share passes, each
+with its rows under its own edits.
 """
 
 from __future__ import annotations
