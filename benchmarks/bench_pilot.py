@@ -32,7 +32,7 @@ BUDGET = 0.10  # of capability, where a strength is chosen
 # Chosen on dev (benchmarks/pilot_dev.py); all else as it comes.
 PAIRS_OF_BOTH, PAIRS_OF_CONCEPTS = 96, 48
 OF_BOTH: dict[str, int] = {"rank": 16, "epochs": 10}
-OF_CONCEPTS: dict[str, int] = {"answer_tokens": 48}
+OF_CONCEPTS: dict[str, int] = {"answer_tokens": 48, "epochs": 10}
 BOTH = ("refusal", "backdoor")
 DIRECTIONS = ("suppress", "elicit")
 SUBSPACE = "random subspace"  # as many random directions as the fit has
