@@ -119,7 +119,8 @@ def on_test(suite, engine, task, steering, strengths, given) -> dict:
 
 def unit(suite, engine, task, given, budget) -> dict:
     """One task with both choosers, and what each choice does on test."""
-    from steerlab.evals.calibrate import Asked, Setting, calibrate
+    from steerlab.evals.asked import Asked, Setting
+    from steerlab.evals.calibrate import calibrate
     from steerlab.evals.unit import ArmPlan
     from steerlab.ranges import sides
 

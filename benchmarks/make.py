@@ -33,7 +33,8 @@ def main() -> None:
     import torch
 
     from steerlab import pilot
-    from steerlab.evals.calibrate import Asked, calibrate
+    from steerlab.evals.asked import Asked
+    from steerlab.evals.calibrate import calibrate
     from steerlab.evals.measure import Amounts, measure_effects
     from steerlab.evals.stats import mean
     from steerlab.evals.unit import ArmPlan

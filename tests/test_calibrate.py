@@ -14,7 +14,8 @@ from steerlab.cli.common import keep_to_range
 from steerlab.contrast import Example
 from steerlab.edits import Ablate, Shift
 from steerlab.errors import ArtefactError, ConfigError, EditError
-from steerlab.evals.calibrate import Asked, Setting, calibrate
+from steerlab.evals.asked import Asked, Setting
+from steerlab.evals.calibrate import Calibration, calibrate
 from steerlab.evals.guarantee import HIGH, LOW, Bet, Budget, certified, expected, resolved, safe
 from steerlab.evals.measure import Amounts, CostMeter, Effects, measure_effects
 from steerlab.evals.operating import Row, first, hopeless, kept, side, verdict
@@ -434,6 +435,25 @@ def test_a_whole_calibration_ends_in_a_file(fitted, tmp_path):
     assert Steering.load(tmp_path / "c.safetensors").meta.range["measured"]["digest"] == measured["digest"]
     again = calibrate(Taught(), "key", fitted, SMALL, settings=[Setting({"site": "0"}), Setting({"site": "1"})])
     assert again.steering.meta.range == told  # seeds settle everything
+
+
+def test_another_setting_is_certified_where_the_best_one_cannot_keep_what_it_promised(fitted):
+    """Rows as they stand after replies: the first setting has more effect, but loses as much as the budget allows."""
+    asked = replace(SMALL, directions=("elicit",), budget=Budget(lost=0.3, kl=None, perplexity=None))
+    settings, engine = [Setting({"site": "0"}), Setting({"site": "1"})], planted.engine()
+
+    def row(joint, lost):
+        return Row(
+            1.0, Effects(effect=[joint] * 8, joint=[joint] * 8), {"lost": np.array([1.0] * lost + [0.0] * (60 - lost))}
+        )
+
+    def settled(first_loses):
+        run = Calibration(Taught(), "key", fitted, asked, settings, engine, ())
+        finalists = [(0, {"elicit": [row(1.0, first_loses)]}), (1, {"elicit": [row(0.9, 0)]})]
+        return run.settled(finalists)[0], [bool(rows["elicit"][0].verdicts) for _, rows in finalists]
+
+    assert settled(18) == (1, [True, True])  # no safe strength: the second is asked, and is worth more
+    assert settled(0) == (0, [True, False])  # safe: the second, which promises less, is never measured on
 
 
 def test_items_that_cannot_be_judged_count_as_lost(fitted):

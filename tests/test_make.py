@@ -21,7 +21,7 @@ from steerlab.edits import Shift
 from steerlab.engines.base import Sampling
 from steerlab.errors import ConfigError, DataError
 from steerlab.evals import card
-from steerlab.evals.calibrate import Asked
+from steerlab.evals.asked import Asked
 from steerlab.evals.guarantee import Budget
 from steerlab.judges.endpoint import Endpoint
 from steerlab.making.data import near_misses, written

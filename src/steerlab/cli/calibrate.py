@@ -24,7 +24,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..evals.calibrate import Calibrated, Setting
+    from ..evals.asked import Setting
+    from ..evals.calibrate import Calibrated
     from ..evals.suite import Suite
     from ..evals.unit import ArmPlan
     from ..steering import Steering
@@ -73,7 +74,7 @@ def calibrate(
     A steering's file is calibrated as it is; contrast data is fitted first, at the layer, positions and rank that dev favours.
     """
     from .. import progress
-    from ..evals.calibrate import Asked
+    from ..evals.asked import Asked
     from ..evals.calibrate import calibrate as calibrated
     from ..evals.guarantee import Budget
     from ..meter import Meter
@@ -131,7 +132,7 @@ def tried(suite: Suite, layers: str | None, positions: str | None, ranks: str | 
     from itertools import product
 
     from ..errors import ConfigError
-    from ..evals.calibrate import Setting
+    from ..evals.asked import Setting
 
     axes: list[list[tuple[str, Any]]] = []
     if layers == "all":

@@ -50,7 +50,7 @@ def make(
 ) -> None:  # fmt: skip
     """Make a steering from a description: data, a look at it, fit, range, gate where it pays, test, card, file."""
     from .. import progress
-    from ..evals.calibrate import Asked
+    from ..evals.asked import Asked
     from ..evals.guarantee import Budget
     from ..loading import load
     from ..making.forecast import expected

@@ -6,7 +6,8 @@ On dev alone, the cheap before the dear, each step for what the one before has l
 2. replies of the settings in the final at a few strengths up to where the signals reach the budget: effect, joint success,
    and a first lot of capability items; the best setting goes on, strengths that have lost too much don't;
 3. the budget (`guarantee`): KL and perplexity on more prompts, then capability lot by lot until each strength, from the
-   weakest up, is certified, can't be, or has used up the items.
+   weakest up, is certified, can't be, or has used up the items. Where that leaves the best setting worth less than the next
+   one seemed to be, the next is certified, too.
 
 `max_safe` is the strongest strength that is certified for every cost at level δ. Where a suite has too few items to certify
 any capability budget, the cost counts as `unresolved`: its mean has to be within, and the range says so. `default` is the
@@ -20,8 +21,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -30,74 +31,20 @@ from ..engines.base import Trainable
 from ..errors import ConfigError, SteerlabError
 from ..steering import Steering
 from ..version import __version__
-from .guarantee import DELTA, Budget
+from .asked import Asked, Setting
 from .measure import Amounts, Effects, capability, measure_effects
 from .operating import Row, hopeless, kept, side, verdict
 from .results import Direction
 from .search import Found, halving, optuna
 from .signals import Ledger, Signals, clipped
+from .stats import mean
 from .suite import Suite
-from .unit import DIRECTIONS, ArmPlan, fit_arm, signed_domain
+from .unit import ArmPlan, fit_arm, signed_domain
 
-Search = Literal["halving", "optuna"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to fit: what replaces the method's own settings (a site, positions, a rank)."""
-
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def told(self) -> str:
-        """In words."""
-        return ", ".join(f"{k}={v}" for k, v in self.settings.items()) or "as it is"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is calibrated and how much is measured.
-
-    `points` are the strengths measured with replies, as shares of where the signals reach the budget. `most` is the greatest
-    strength that is tried where the edit has no limit of its own. `finalists` settings get replies. `lot` capability items
-    are measured at a time, `items` at most; `neutral` prompts and `texts` carry KL and perplexity. A direction whose signals
-    show less than `least` of what asking brings isn't measured with replies: nothing useful lies within its budget.
-    """
-
-    budget: Budget = field(default_factory=Budget)
-    directions: tuple[Direction, ...] = DIRECTIONS
-    search: Search = "halving"
-    trials: int = 40
-    finalists: int = 2
-    points: tuple[float, ...] = (0.4, 0.6, 0.8, 0.95)
-    most: float = 3.0
-    least: float = 0.05
-    delta: float = DELTA
-    prompts: int = 24
-    items: int = 2000
-    lot: int = 200
-    neutral: int = 192
-    texts: int = 128
-    pairs: int = 24
-    tokens: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "lot", "neutral", "tokens", "finalists", "trials"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if (
-            not self.points
-            or min(self.points) <= 0
-            or max(self.points) > 1
-            or not 0 < self.delta < 0.5
-            or self.most <= 0
-        ):
-            raise ConfigError(
-                f"points are {self.points}, delta {self.delta:g}, most {self.most:g}; expected shares in (0, 1], a level below"
-                " a half, and a strength above 0."
-            )
-        if not self.directions:
-            raise ConfigError("at least one direction is calibrated; give elicit, suppress or both.")
+Rows = Mapping[Direction, Sequence[Row]]  # the strengths of a setting that were measured, weakest first
+MARGIN = (
+    0.1  # of joint success: what another setting has to promise beyond what is certified, before it is certified, too
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +53,7 @@ class Calibrated:
 
     steering: Steering
     setting: Setting
-    rows: Mapping[Direction, Sequence[Row]]
+    rows: Rows
     found: Found
     ledger: Ledger
     full: float  # replies as a number of full measurements (prompts + items)
@@ -116,7 +63,7 @@ def calibrate(
     suite: Suite,
     task: str,
     given: Steering | ArmPlan,
-    asked: Asked = Asked(),
+    asked: Asked | None = None,
     *,
     settings: Sequence[Setting] = (),
     fitted: Sequence[Steering] = (),
@@ -127,17 +74,17 @@ def calibrate(
     `fitted` are the settings' steerings, where they are there already. Raises `ConfigError` where the budget limits what the
     suite can't measure, or where nothing can act.
     """
-    engine = engine or suite.engine()
-    run = _Run(suite, task, given, asked, list(settings) or [Setting()], engine, fitted)
+    engine, asked = engine or suite.engine(), asked or Asked()
+    run = Calibration(suite, task, given, asked, list(settings) or [Setting()], engine, fitted)
     with progress.task("calibrating", 3) as bar:
         bar.tell("signals")
         found = run.searched()
         bar.advance()
         bar.tell("replies")
-        arm, rows = run.final(found)
+        finalists = run.final(found)
         bar.advance()
         bar.tell("the budget")
-        run.certify(arm, rows)
+        arm, rows = run.settled(finalists)
         bar.advance()
     told = run.range(arm, rows, found)
     steering = run.fitted(arm)
@@ -146,7 +93,7 @@ def calibrate(
     return Calibrated(steering, run.settings[arm], rows, found, run.ledger, full)
 
 
-class _Run:
+class Calibration:
     """One calibration, step by step."""
 
     def __init__(
@@ -244,14 +191,13 @@ class _Run:
 
     # --- replies ----------------------------------------------------------------------------------------------------
 
-    def final(self, found: Found) -> tuple[int, dict[Direction, list[Row]]]:
-        """The setting that wins on replies, with what was measured of it."""
+    def final(self, found: Found) -> list[tuple[int, Rows]]:
+        """The settings that got replies, the one that does best first, with what was measured of each."""
         alive = [a for a in found.order if any(key[0] == a for key in found.edges)]
         if any(p.gain is not None for edge in found.edges.values() for p in edge.points):
             alive = alive[: self.asked.finalists]  # without pairs the signals can't tell settings apart
         measured = {arm: self._measured(arm, found) for arm in alive}
-        best = max(alive, key=lambda a: (self._score(measured[a]), -alive.index(a)))
-        return best, measured[best]
+        return sorted(measured.items(), key=lambda one: (-self._promised(one[1]), alive.index(one[0])))
 
     def _measured(self, arm: int, found: Found) -> dict[Direction, list[Row]]:
         rows: dict[Direction, list[Row]] = {}
@@ -306,16 +252,44 @@ class _Run:
         row.costs["lost"] = np.concatenate([row.costs["lost"], lost])
         return True
 
-    def _score(self, rows: Mapping[Direction, Sequence[Row]]) -> float:
-        """Mean over directions of the best joint success among strengths that haven't surely lost too much."""
-        told = [
-            max((r.joint or 0.0 for r in found if not hopeless(r, self.limits)), default=0.0) for found in rows.values()
+    def _promised(self, rows: Rows) -> float:
+        """What a setting seems to bring: mean over directions of the most joint success, beyond the unsteered, among strengths
+        that haven't surely lost too much."""
+        gains = [
+            max((self._gained(d, r.joint) for r in found if not hopeless(r, self.limits)), default=0.0)
+            for d, found in rows.items()
         ]
-        return sum(told) / len(told) if told else 0.0
+        return sum(gains) / len(gains) if gains else 0.0
+
+    def _gained(self, direction: Direction, joint: float | None) -> float:
+        return max(0.0, (joint or 0.0) - (mean(self.plain(direction).joint) or 0.0))
 
     # --- the budget -------------------------------------------------------------------------------------------------
 
-    def certify(self, arm: int, rows: Mapping[Direction, Sequence[Row]]) -> None:
+    def settled(self, finalists: Sequence[tuple[int, Rows]]) -> tuple[int, Rows]:
+        """The setting that is worth most once its strengths are certified.
+
+        The first is certified; another one only where it promises surely more than the best so far has kept.
+        """
+        best: tuple[int, Rows] | None = None
+        worth = -math.inf
+        for arm, rows in finalists:
+            if best is not None and self._promised(rows) <= worth + MARGIN:
+                break  # they come in order: no later one promises more
+            self.certify(arm, rows)
+            if (kept := self._worth(arm, rows)) > worth:
+                best, worth = (arm, rows), kept
+        assert best is not None
+        return best
+
+    def _worth(self, arm: int, rows: Rows) -> float:
+        """The same of what is certified: a direction without a default brings nothing."""
+        gains = [
+            self._gained(d, told["joint"]) if told["default"] else 0.0 for d, told in self.sides(arm, rows).items()
+        ]
+        return sum(gains) / len(gains) if gains else 0.0
+
+    def certify(self, arm: int, rows: Rows) -> None:
         """Every strength's verdict on every cost, from the weakest up until one can't be safe."""
         order = np.random.default_rng(self.asked.seed)
         for found in rows.values():
@@ -349,19 +323,9 @@ class _Run:
 
     # --- the range --------------------------------------------------------------------------------------------------
 
-    def range(self, arm: int, rows: Mapping[Direction, Sequence[Row]], found: Found) -> dict[str, Any]:
+    def range(self, arm: int, rows: Rows, found: Found) -> dict[str, Any]:
         """What the steering's meta keeps."""
         asked = self.asked
-        directions = {
-            d: side(
-                int(self.sign(arm, d)),
-                measured,
-                self.plain(d) if measured else Effects(),
-                self.limits,
-                asked.delta,
-            )
-            for d, measured in rows.items()
-        }
         told = {
             "steerlab": __version__, "model": self.engine.name, "revision": self.engine.revision, "task": self.task,
             "suite": str(self.suite.told().get("kind")), "split": "dev", "seeds": [asked.seed], "delta": asked.delta,
@@ -373,7 +337,14 @@ class _Run:
                        "fits": self.ledger.fits},
             "unmeasured": [n for n in asked.budget.limits() if n not in self.limits],
         }  # fmt: skip
-        return {"directions": directions, "budget": asdict(asked.budget), "measured": told}
+        return {"directions": self.sides(arm, rows), "budget": asdict(asked.budget), "measured": told}
+
+    def sides(self, arm: int, rows: Rows) -> dict[Direction, dict[str, Any]]:
+        """Each direction's range as plain data."""
+        return {
+            d: side(int(self.sign(arm, d)), of, self.plain(d) if of else Effects(), self.limits, self.asked.delta)
+            for d, of in rows.items()
+        }
 
     def plain(self, direction: Direction) -> Effects:
         """What the model does unsteered."""

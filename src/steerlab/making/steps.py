@@ -18,7 +18,8 @@ from ..data import MakeOptions
 from ..data.requests import ELICIT
 from ..errors import ConfigError, DataError
 from ..evals import card
-from ..evals.calibrate import Asked, Setting, calibrate
+from ..evals.asked import Asked, Setting
+from ..evals.calibrate import calibrate
 from ..evals.checked import checked
 from ..evals.measure import Amounts
 from ..evals.unit import ArmPlan
