@@ -32,6 +32,8 @@ MUTANTS = (
     Mutant("a window of generated tokens never ends", "positions.py", "any(start <= k and stop is None for start, stop, _", "any(start <= k for start, stop, _", "test_positions.py"),
     Mutant("what is worked out once leaves out the strength", "edits/linear.py", "added = s * self.v", "added = self.v", "test_edits.py"),
     Mutant("who joins a row is steered as it is", "engines/hf_hooks.py", "        if self.whole(len(h)):\n            return edit(", "        if len(self.rows) == 1:\n            return edit(", "tests/test_continuous.py"),
+    Mutant("a gate's rows share a strength", "engines/hf_hooks.py", "        return (strength * own).expand(", "        return (strength * own[:1]).expand(", "tests/test_continuous.py"),
+    Mutant("a gate's decisions are told of another row's", "engines/hf_hooks.py", "        self.controls += other.controls\n", "        self.controls += other.controls[::-1]\n", "tests/test_continuous.py"),
     Mutant("a batch keeps what was worked out for rows that left", "engines/hf_hooks.py", "        self._ready = self._steady = None\n", "        self._ready = None\n", "tests/test_continuous.py"),
     Mutant("padding is steered", "positions.py", "within = (position >= first) & (position >= origin)", "within = (position >= first) | (position < 0)", "test_positions.py"),
     Mutant("template's head is steered", "positions.py", 'origin = head if anchor == "body" else 0', "origin = 0", "test_positions.py"),

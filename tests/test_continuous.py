@@ -13,6 +13,7 @@ from steerlab.edits import Clamp, Rotate, Shift
 from steerlab.engines import hf_generate
 from steerlab.engines.base import Sampling
 from steerlab.engines.hf_generate import reply
+from steerlab.engines.hf_hooks import Plan
 from steerlab.engines.hf_serving import Ask, Prompts, Running
 from steerlab.engines.readout import readouts
 from steerlab.engines.spans import NAMED, inside
@@ -99,6 +100,39 @@ def test_who_joins_a_row_that_was_alone_is_not_steered_by_it():
     same_as_alone(engine, asked, run(engine, [ask for _, ask in asked], at_once=1))
     turned = asked[::-1]
     same_as_alone(engine, turned, run(engine, [ask for _, ask in turned], at_once=1))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_rows_that_share_a_gate_run_as_one_each_at_its_own_strength(held):
+    engine, draw = tiny.engine("llama"), torch.Generator().manual_seed(8)
+    gate = Gate(Site.parse("0"), torch.randn(WIDTH, generator=draw), 0.0, held=held)
+    network = Network.random(Site.parse("0"), WIDTH, draw)
+    shift = Shift(4 * torch.randn(WIDTH, generator=draw))
+    gated = steered("1", shift, DECODING, gate)
+    tighter = steered("1", shift, DECODING, dataclasses.replace(gate, threshold=0.5))
+    by_network = steered("1", shift, DECODING, dataclasses.replace(network, held=held))
+    steerings = [gated, gated.scaled(-0.5), by_network.scaled(2.0), None, tighter, gated.scaled(1.5), by_network]
+    assert [len(g.rows) for g in Plan(steerings).groups] == [3, 2, 1]
+
+    prompts, asked = Prompts(engine), []
+    for n, steering in enumerate(steerings):
+        text = tiny.words(draw, 4 + n)
+        asked.append((text, Ask(prompts.chat([Message("user", text)]), steering, Sampling(9 + 2 * n, seed=n))))
+    same_as_alone(engine, asked, run(engine, [ask for _, ask in asked], at_once=2))
+
+    together, rows = Running(engine), []
+    for _, ask in asked:
+        rows += together.admit([ask])
+        together.step()
+    for n, (steering, (_, ask)) in enumerate(zip(steerings, asked, strict=True)):
+        alone = Running(engine)
+        (row,) = alone.admit([ask])
+        for _ in asked[n:]:
+            alone.step()
+        mine = together.decisions(rows[n])
+        assert list(mine) == ([] if steering is None else [id(i.control) for i in steering.interventions])
+        for told, by_itself in zip(mine.values(), alone.decisions(row).values(), strict=True):
+            assert told[:2] == by_itself[:2] and told.strength == pytest.approx(by_itself.strength, abs=1e-5)
 
 
 def test_so_they_do_when_prompts_are_read_in_chunks():

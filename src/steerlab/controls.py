@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
@@ -63,6 +63,13 @@ class Control(ABC):
     @abstractmethod
     def most(self) -> tuple[float, float]:
         """The least and the greatest strength it can give."""
+
+    def unit(self) -> tuple[tuple[Hashable, ...], Self, float]:
+        """Itself as a control of strength 1 and a factor, and what it shares with those that differ in the factor alone.
+
+        Rows of such controls run as one. The default shares nothing.
+        """
+        return (id(self),), self, 1.0
 
     def problem(self, positions: Positions) -> str | None:
         """Why it can't act at these positions, in words, or None."""
@@ -160,6 +167,11 @@ class Decision(Control):
         else:
             level = self.level(h)
         return (level * self.value)[..., None], state
+
+    def unit(self) -> tuple[tuple[Hashable, ...], Self, float]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "value"}
+        alike = (type(self), *(id(v) if isinstance(v, Tensor) else v for v in values.values()))
+        return alike, dataclasses.replace(self, value=1.0), self.value
 
     def decided(self, h: Float[Tensor, " d"]) -> Constant:
         """What it comes to ahead, at the last prompt token's activation."""

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Group:
-    """Rows that are edited alike: one edit, one mask, and each row's own strength, or one control (None: constant)."""
+    """Rows that are edited alike: one edit, one mask, one control (None: constant), and each row's own strength beside it.
+
+    `controls` are the ids of the rows' own controls, which are the group's but for the strength.
+    """
 
     site: Site
     edit: Edit
@@ -39,6 +42,7 @@ class Group:
     key: tuple[Any, ...] = ()
     rows: list[int] = field(default_factory=list[int])
     strengths: list[float] = field(default_factory=list[float])
+    controls: list[int] = field(default_factory=list[int])
     _state: State | None = None
     _tally: Tensor | None = None
     _ready: tuple[Tensor, Tensor] | None = None
@@ -71,12 +75,13 @@ class Group:
         return h.index_copy(0, rows, edit(h.index_select(0, rows).float()).to(h.dtype))
 
     def controlled(self, read: Mapping[Site, Tensor], tokens: Tokens) -> Float[Tensor, "n t r"]:
-        """The control's strength for this chunk; its state goes on to the next."""
+        """The control's strength for this chunk, times each row's own; its state goes on to the next."""
         assert self.control is not None
+        _, own = self.ready(tokens.ids.device)
         if self._state is None:
             self._state = self.control.start(len(self.rows), tokens.ids.device)
         strength, self._state = self.control.strength(read, tokens, self._state)
-        return strength.expand(*tokens.ids.shape, -1)
+        return (strength * own).expand(*tokens.ids.shape, -1)
 
     def tally(self, touched: Bool[Tensor, "n t"], acts: Bool[Tensor, "n t"], strength: Float[Tensor, "n t r"]) -> None:
         """Count what the control has done to each row: tokens it decided on, tokens it acted at, the strengths' sum."""
@@ -98,7 +103,7 @@ class Group:
             self._state = {k: v[torch.tensor(stay, dtype=torch.long, device=v.device)] for k, v in self._state.items()}
         if self._tally is not None:
             self._tally = self._tally[torch.tensor(stay, dtype=torch.long, device=self._tally.device)]
-        self.strengths = [self.strengths[n] for n in stay]
+        self.strengths, self.controls = [self.strengths[n] for n in stay], [self.controls[n] for n in stay]
         self.rows = [new[self.rows[n]] for n in stay]
         self._ready = self._steady = None
 
@@ -110,6 +115,7 @@ class Group:
         if self._tally is not None and other._tally is not None:
             self._tally = torch.cat([self._tally, other._tally.to(self._tally.device)])
         self.rows, self.strengths = self.rows + other.rows, self.strengths + other.strengths
+        self.controls += other.controls
         self._ready = self._steady = None
 
 
@@ -134,14 +140,17 @@ class Plan:
             for i in steering.interventions if steering is not None else ():
                 # a slice and the whole of one tensor share their place in the order, so turns are counted by depth
                 turn = turns[i.site.depth] = turns.get(i.site.depth, -1) + 1
-                control = None if isinstance(i.control, Constant) else i.control
-                value = i.control.value if isinstance(i.control, Constant) else 1.0
-                if value == 0:
-                    continue
-                key = (i.site.depth, turn, i.site, id(i.edit), i.positions, id(control))
+                if isinstance(i.control, Constant):
+                    alike, control, value = (), None, i.control.value
+                    if value == 0:
+                        continue
+                else:
+                    alike, control, value = i.control.unit()
+                key = (i.site.depth, turn, i.site, id(i.edit), i.positions, alike)
                 group = groups.setdefault(key, Group(i.site, i.edit, i.positions, control, key))
                 group.rows.append(row)
                 group.strengths.append(value)
+                group.controls.append(id(i.control))
         self.groups = [group for _, group in sorted(groups.items(), key=lambda item: item[0][:2])]
         self._at: dict[Site, list[Group]] | None = None
 
@@ -184,7 +193,9 @@ class Plan:
 
     def told(self, row: int) -> dict[int, Tally]:
         """What each control has done to a row, by the control's id."""
-        return {g.key[-1]: g.told(row) for g in self.groups if g.control is not None and row in g.rows}
+        return {
+            g.controls[g.rows.index(row)]: g.told(row) for g in self.groups if g.control is not None and row in g.rows
+        }
 
 
 class Enough(Exception):
