@@ -23,7 +23,7 @@ class Mutant(NamedTuple):
     file: str
     old: str
     new: str
-    tests: str = "test_engines.py"
+    tests: str = "test_engines.py test_sites.py test_generation.py"  # laws, or files of tests/, run one after another
 
 
 MUTANTS = (
@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant("padding is steered", "positions.py", "within = (position >= first) & (position >= origin)", "within = (position >= first) | (position < 0)", "test_positions.py"),
     Mutant("template's head is steered", "positions.py", 'origin = head if anchor == "body" else 0', "origin = 0", "test_positions.py"),
     Mutant("no cast back to the model's dtype", "edits/base.py", "return self.apply(h.float(), s).to(h.dtype)", "return self.apply(h.float(), s)", "test_edits.py"),
-    Mutant("edit computed in the model's dtype", "edits/base.py", "return self.apply(h.float(), s).to(h.dtype)", "return self.apply(h, s.to(h.dtype)).to(h.dtype)", "test_engines.py"),
+    Mutant("edit computed in the model's dtype", "edits/base.py", "return self.apply(h.float(), s).to(h.dtype)", "return self.apply(h, s.to(h.dtype)).to(h.dtype)"),
     Mutant("a hook is left behind", "engines/hf_hooks.py", "                handle.remove()\n", "                pass\n"),
     Mutant("cache position one behind", "engines/hf_generate.py", "        self._last = self._last + 1\n", ""),
     Mutant("sign of the strength swapped", "edits/linear.py", "return torch.where(size <= 1, a + size * (p - a), p + (size - 1) * (p - o))", "return torch.where(size <= 1, a + size * (o - a), o + (size - 1) * (o - p))", "test_edits.py"),
@@ -103,11 +103,13 @@ def catches(mutant: Mutant) -> str:
                 f"{mutant.name}: the line to break is no longer in {mutant.file}; bring the mutant up to date."
             )
         file.write_text(text.replace(mutant.old, mutant.new))
-        outside = mutant.tests.startswith("tests/")
-        laws = SOURCE.parent / mutant.tests if outside else copy / "steerlab" / "testing" / mutant.tests
+        laws = [
+            SOURCE.parent / name if name.startswith("tests/") else copy / "steerlab" / "testing" / name
+            for name in mutant.tests.split()
+        ]
         command = [
             sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull,
-            "--tb=no", str(laws),
+            "--tb=no", *map(str, laws),
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         found = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)

@@ -2,6 +2,8 @@
 
 Pairwise by default: each architecture meets every part of a site, every edit and both paddings at least once; the whole
 product runs with `--full` (make test-all).
+
+Where sites are is in `test_sites`, what is said in `test_generation`.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ from steerlab.contrast import Example
 from steerlab.controls import Gate
 from steerlab.edits import Clamp, Shift
 from steerlab.engines.base import Sampling
-from steerlab.engines.hf_generate import sample
-from steerlab.errors import DataError, SteerlabError, UnsupportedError
+from steerlab.errors import SteerlabError, UnsupportedError
 from steerlab.positions import (
     ALL,
     DECODING,
@@ -33,6 +34,7 @@ from steerlab.positions import (
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import tiny
+from steerlab.testing.tiny import prompts
 
 TOLERANCE = 1e-5
 PARTS = ("embed", "norm_attn", "q", "k", "v", "heads", "attn", "norm_mlp", "neurons", "mlp", "resid", "final")
@@ -79,11 +81,6 @@ def steered(engine, part: str, kind: str, mask: str, seed: int = 0) -> Steering:
     generator = torch.Generator().manual_seed(seed)
     site = site_of(part)
     return Steering((Intervention(site, edits.kinds()[kind].random(engine.width(site), generator), MASKS[mask]),))
-
-
-def prompts(seed: int = 0, lengths=(3, 11, 6)) -> list[str]:
-    generator = torch.Generator().manual_seed(seed)
-    return [tiny.words(generator, n) for n in lengths]
 
 
 def same_words(a, b) -> bool:
@@ -172,92 +169,6 @@ def test_the_edit_is_the_edit(case):
     torch.testing.assert_close(under, wanted, rtol=1e-5, atol=1e-5)
 
 
-# --- sites ------------------------------------------------------------------------------------------------------------------
-
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-BY_NAME = {  # what a person who knows the architectures would have hooked: module below the block, or a third of one
-    "llama": ("self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", *QKV),
-    "gpt2": ("attn.c_proj", "mlp.c_proj", "attn", "mlp", ("attn.c_attn", 0), ("attn.c_attn", 1), ("attn.c_attn", 2)),
-    "falcon": ("self_attention.dense", "mlp.dense_4h_to_h", "self_attention", "mlp", None, None, None),
-    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h", "attention", "mlp", None, None, None),
-    "phi3": ("self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", None, None, None),
-    "mixtral": ("self_attn.o_proj", None, "self_attn", "mlp", *QKV),
-}  # fmt: skip
-for _like_llama in ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2"):
-    BY_NAME[_like_llama] = BY_NAME["llama"]
-BY_NAME["qwen3_moe"] = BY_NAME["mixtral"]
-
-
-def test_sites_found_by_structure_are_the_ones_known_by_name(architecture):
-    engine = tiny.engine(architecture)
-    block = engine.anatomy.blocks[1]
-    parts = ("heads", "neurons", "attn", "mlp", "q", "k", "v")
-    for part, named in zip(parts, BY_NAME[architecture], strict=True):
-        if named is None:
-            continue
-        point = engine.anatomy.point(Site(1, part))
-        name, third = named if isinstance(named, tuple) else (named, None)
-        assert point.module is block.get_submodule(name), part
-        assert point.side == ("input" if part in ("heads", "neurons") else "output")
-        if third is not None:
-            assert torch.equal(point.columns, torch.arange(32) + 32 * third)
-
-
-def test_fused_projections_are_told_apart(architecture):
-    """Changing v alone changes what attention returns linearly: twice the change, twice the effect. q and k don't."""
-    engine = tiny.engine(architecture)
-    examples = [Example.ask(prompts()[0])]
-    heads = Site(1, "heads")
-    seen = {}
-    for part in ("q", "k", "v"):
-        v = torch.randn(engine.width(Site(1, part)), generator=torch.Generator().manual_seed(3))
-        effects = []
-        for k in (0.0, 1.0, 2.0):
-            steering = Steering((Intervention(Site(1, part), Shift(v), ALL),)).scaled(k)
-            effects.append(engine.capture(examples, [heads], ALL, steering)[heads].values)
-        once, twice = effects[1] - effects[0], effects[2] - effects[0]
-        assert once.abs().max() > 1e-4 or part == "k", part
-        seen[part] = float((twice - 2 * once).abs().max() / once.abs().max().clamp_min(1e-9))
-    assert seen["v"] < 1e-3
-    assert seen["q"] > 1e-2
-
-
-def test_heads_are_slices(architecture):
-    """Steering head 1 changes the columns of head 1 and no other."""
-    engine = tiny.engine(architecture)
-    whole, one = Site(1, "heads"), Site(1, "heads", 1)
-    size = engine.width(one)
-    assert size * 4 == engine.width(whole)
-    steering = Steering((Intervention(one, Shift(torch.ones(size)), ALL),))
-    examples = [Example.ask(prompts()[0])]
-    delta = (
-        engine.capture(examples, [whole], ALL, steering)[whole].values
-        - engine.capture(examples, [whole], ALL)[whole].values
-    )
-    torch.testing.assert_close(delta[:, size : 2 * size], torch.ones(len(delta), size))
-    assert not delta[:, :size].any()
-    assert not delta[:, 2 * size :].any()
-
-
-def test_resid_is_the_output_of_its_block_and_the_input_of_the_next(architecture):
-    engine = tiny.engine(architecture)
-    v = torch.randn(32, generator=torch.Generator().manual_seed(0))
-    steering = Steering((Intervention(Site(0), Shift(v), ALL),))
-    examples = [Example.ask(prompts()[0])]
-    seen = {}
-    handle = engine.anatomy.blocks[1].register_forward_pre_hook(
-        lambda _m, args, kwargs: seen.setdefault("h", []).append((args or (kwargs["hidden_states"],))[0].clone()),
-        with_kwargs=True,
-    )
-    try:
-        list(engine.logits([Example.ask(prompts()[0], "w1")]))
-        list(engine.logits([Example.ask(prompts()[0], "w1")], steering))
-    finally:
-        handle.remove()
-    torch.testing.assert_close(seen["h"][1] - seen["h"][0], v.expand_as(seen["h"][0]), rtol=1e-4, atol=1e-4)
-    assert engine.capture(examples, [Site(0)], ALL)[Site(0)].values.shape[1] == 32
-
-
 # --- nothing is left behind ----------------------------------------------------------------------------------------------
 
 
@@ -309,95 +220,6 @@ def test_mode_gradients_and_weights_are_left_as_they_were(architecture):
         assert torch.equal(p, value)
         assert p.requires_grad == learning
         assert p.grad is None
-
-
-# --- positions, streams, seeds ---------------------------------------------------------------------------------------------
-
-
-def test_the_callers_own_generate_is_steered_alike(architecture):
-    engine = tiny.engine(architecture)
-    steering = Steering(
-        (
-            Intervention(Site(1), Shift(torch.full((32,), 0.7)), NOT_TEMPLATE),
-            Intervention(Site(2), Clamp.random(32, torch.Generator().manual_seed(2)), GENERATED),
-        )
-    )
-    texts = prompts()
-    wanted = engine.generate(texts, steering, GREEDY)
-    rendered = [engine.renderer.prompt(Example.ask(t).messages).ids for t in texts]
-    width = max(map(len, rendered))
-    ids = torch.tensor([[0] * (width - len(r)) + r for r in rendered])
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rendered])
-    with engine.steer(steering):
-        out = engine.model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
-    for reply, row in zip(wanted, out[:, width:], strict=True):
-        assert row[: len(reply.ids)].tolist() == list(reply.ids)
-
-
-def test_streamed_pieces_make_the_reply(architecture):
-    engine = tiny.engine(architecture)
-    replies = engine.generate(prompts(), None, GREEDY)
-    texts, ends = [""] * 3, [None] * 3
-    for piece in engine.stream(prompts(), None, GREEDY):
-        texts[piece.row] += piece.text
-        ends[piece.row] = piece.finish
-    assert texts == [r.text for r in replies]
-    assert ends == [r.finish for r in replies]
-
-
-def test_a_rows_sampled_text_depends_on_its_seed_alone():
-    engine = tiny.engine("llama")
-    warm = Sampling(max_new_tokens=15, temperature=1.0, top_p=0.9, top_k=40, seed=(5, 6, 7))
-    together = engine.generate(prompts(), None, warm)
-    for n, text in enumerate(prompts()):
-        alone = engine.generate([text], None, Sampling(15, 1.0, 40, 0.9, seed=5 + n))[0]
-        assert alone.ids == together[n].ids
-    again = engine.generate([prompts()[0]] * 2, None, Sampling(15, 1.0, seed=(5, 9)))
-    assert again[0].ids != again[1].ids
-
-
-@pytest.mark.parametrize(
-    ("warm", "kept"),
-    [
-        (Sampling(temperature=1.0), [0.1, 0.4, 0.15, 0.3, 0.05]),
-        (Sampling(temperature=0.5), [0.01, 0.16, 0.0225, 0.09, 0.0025]),
-        (Sampling(temperature=1.0, top_k=3), [0, 0.4, 0.15, 0.3, 0]),
-        (Sampling(temperature=1.0, top_p=0.7001), [0, 0.4, 0.15, 0.3, 0]),
-        (Sampling(temperature=1.0, top_p=0.6), [0, 0.4, 0, 0.3, 0]),
-        (Sampling(temperature=1.0, top_k=3, top_p=0.8), [0, 0.4, 0, 0.3, 0]),
-    ],
-)
-def test_draws_have_their_probabilities_and_a_rounding_moves_none(warm, kept):
-    scores = torch.tensor([0.1, 0.4, 0.15, 0.3, 0.05]).log()
-    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    drawn = sample(scores.expand(1000, -1), warm, uniform)
-    share = torch.tensor(kept) / sum(kept)
-    assert torch.allclose(drawn.bincount(minlength=5) / 1000, share, atol=1.1e-3)
-    near = torch.tensor([0.25, 0.25, 0.25, 0.25]).log() + torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]]) * 1e-6
-    one, other = (sample(row.expand(1000, -1), warm, uniform) for row in near[:, :3])
-    assert warm.top_k or warm.top_p < 1 or int((one != other).sum()) <= 2
-
-
-def test_stop_strings_end_a_reply_and_are_cut_off():
-    engine = tiny.engine("llama")
-    whole = engine.generate(prompts()[:1], None, GREEDY)[0].text.split()
-    word = next(w for w in whole[2:] if whole.index(w) >= 2)
-    stopped = engine.generate(prompts()[:1], None, Sampling(12, stop=(word,)))[0]
-    assert stopped.finish == "stop"
-    assert stopped.text.split() == whole[: whole.index(word)]
-    streamed = "".join(p.text for p in engine.stream(prompts()[:1], None, Sampling(12, stop=(word,))))
-    assert streamed == stopped.text
-
-
-def test_a_prompt_longer_than_the_context_is_refused_and_a_long_reply_ends_there():
-    engine = tiny.engine("llama")
-    long = " ".join(["w1"] * 130)
-    with pytest.raises(DataError, match=r"134 tokens.*128"):
-        engine.generate([long])
-    reply = engine.generate([" ".join(["w1"] * 118)], None, Sampling(50))[0]
-    assert reply.finish in ("context", "stop")
-    with pytest.raises(DataError, match=r"example 0 is \d+ tokens"):
-        engine.logprobs([Example.ask("w1", long)])
 
 
 # --- gates -------------------------------------------------------------------------------------------------------------------
@@ -459,6 +281,25 @@ def test_many_steerings_in_one_batch_are_each_alone():
     examples = [Example.ask(tiny.words(generator, 2 + n), "w1 w2") for n in range(12)]
     for example, one, lp in zip(examples, under, engine.logprobs(examples, under), strict=True):
         assert (engine.logprobs([example], one)[0] - lp).abs().max() <= TOLERANCE
+
+
+def test_a_slice_and_the_whole_are_edited_in_list_order_and_collected_afterwards(architecture):
+    engine = tiny.engine(architecture)
+    whole, one = Site(1, "heads"), Site(1, "heads", 1)
+    d, size = engine.width(whole), engine.width(one)
+    generator = torch.Generator().manual_seed(0)
+    clamp, shift = Clamp.random(d, generator), Shift(torch.ones(size))
+    examples = [Example.ask(t) for t in prompts()]
+    plain = engine.capture(examples, [whole], ALL)[whole].values
+
+    def shifted(h):
+        return torch.cat([h[:, :size], h[:, size : 2 * size] + 1, h[:, 2 * size :]], dim=1)
+
+    parts = (Intervention(one, shift, ALL), Intervention(whole, clamp, ALL))
+    for order, wanted in ((parts, clamp(shifted(plain))), (parts[::-1], shifted(clamp(plain)))):
+        got = engine.capture(examples, [whole, one], ALL, Steering(order))
+        torch.testing.assert_close(got[whole].values, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got[one].values, wanted[:, size : 2 * size], rtol=1e-4, atol=1e-4)
 
 
 # --- dtypes and refusals --------------------------------------------------------------------------------------------------------
@@ -526,70 +367,3 @@ def test_the_same_model_in_another_dtype_is_the_same_model():
     full, half = tiny.engine("llama"), tiny.engine("llama", dtype="bfloat16")
     assert same_model(full.fingerprint, half.fingerprint)
     assert not same_model(full.fingerprint, tiny.engine("qwen2").fingerprint)
-
-
-def test_a_slice_and_the_whole_are_edited_in_list_order_and_collected_afterwards(architecture):
-    engine = tiny.engine(architecture)
-    whole, one = Site(1, "heads"), Site(1, "heads", 1)
-    d, size = engine.width(whole), engine.width(one)
-    generator = torch.Generator().manual_seed(0)
-    clamp, shift = Clamp.random(d, generator), Shift(torch.ones(size))
-    examples = [Example.ask(t) for t in prompts()]
-    plain = engine.capture(examples, [whole], ALL)[whole].values
-
-    def shifted(h):
-        return torch.cat([h[:, :size], h[:, size : 2 * size] + 1, h[:, 2 * size :]], dim=1)
-
-    parts = (Intervention(one, shift, ALL), Intervention(whole, clamp, ALL))
-    for order, wanted in ((parts, clamp(shifted(plain))), (parts[::-1], shifted(clamp(plain)))):
-        got = engine.capture(examples, [whole, one], ALL, Steering(order))
-        torch.testing.assert_close(got[whole].values, wanted, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(got[one].values, wanted[:, size : 2 * size], rtol=1e-4, atol=1e-4)
-
-
-class Adapted(torch.nn.Module):
-    """A projection with a low-rank adapter beside it, built as PEFT builds its own."""
-
-    def __init__(self, base, width_in, width_out):
-        super().__init__()
-        self.base_layer = base
-        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(width_in, 2, bias=False)})
-        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(2, width_out, bias=False)})
-
-    def forward(self, x):
-        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon"])
-def test_sites_of_an_adapted_model_are_those_of_the_whole_projection(name):
-    import copy
-
-    from steerlab.engines.hf import HFEngine
-
-    torch.manual_seed(0)
-    model, plain = copy.deepcopy(tiny.model(name)), tiny.engine(name)
-    block = plain.anatomy.blocks[1]
-    names = {m: n for n, m in block.named_modules()}
-    for part in ("q", "v", "heads", "neurons"):
-        module = plain.anatomy.point(Site(1, part)).module
-        path = names[module]
-        parent, _, leaf = path.rpartition(".")
-        mine = HFEngine(model, tiny.tokenizer()).anatomy.blocks[1]
-        held = mine.get_submodule(parent)
-        if isinstance(getattr(held, leaf), Adapted):
-            continue  # q and v of a fused projection
-        base = getattr(held, leaf)
-        shape = tuple(base.weight.shape) if name == "gpt2" else tuple(base.weight.shape[::-1])
-        setattr(held, leaf, Adapted(base, *shape))
-    adapted = HFEngine(model, tiny.tokenizer())
-    assert adapted.sites(1) == plain.sites(1)
-    for part in ("q", "k", "v", "heads", "neurons"):
-        one, other = plain.anatomy.point(Site(1, part)), adapted.anatomy.point(Site(1, part))
-        assert (one.side, one.width) == (other.side, other.width)
-        assert (one.columns is None) == (other.columns is None)
-    assert isinstance(adapted.anatomy.point(Site(1, "v")).module, Adapted)
-    assert isinstance(adapted.anatomy.point(Site(1, "heads")).module, Adapted)
-    v = Clamp.random(adapted.width(Site(1, "v")), torch.Generator().manual_seed(0))
-    steering = Steering((Intervention(Site(1, "v"), v, ALL),))
-    read = adapted.capture([Example.ask(prompts()[0])], [Site(1, "v")], ALL, steering)[Site(1, "v")].values
-    torch.testing.assert_close(read @ v.q.T, v.positive.expand(len(read), -1), rtol=1e-4, atol=1e-4)

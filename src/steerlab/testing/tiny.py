@@ -98,3 +98,9 @@ def words(generator: torch.Generator, n: int) -> str:
     """A text of n random words."""
     picked = torch.randint(len(WORDS), (n,), generator=generator).tolist()
     return " ".join(WORDS[i] for i in picked)
+
+
+def prompts(seed: int = 0, lengths: tuple[int, ...] = (3, 11, 6)) -> list[str]:
+    """Texts of random words, so many in each."""
+    generator = torch.Generator().manual_seed(seed)
+    return [words(generator, n) for n in lengths]
