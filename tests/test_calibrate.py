@@ -1,4 +1,4 @@
-"""Calibrating: bets at their level, searches on surfaces whose best is known, ranges by hand, and a whole run on a real model."""
+"""Calibrating: searches on surfaces whose best is known, directions by hand, and a whole run on a real model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from steerlab import hub
-from steerlab.cli.common import keep_to_range
+from ranged import steering
 from steerlab.contrast import Example
-from steerlab.edits import Ablate, Shift
-from steerlab.errors import ArtefactError, ConfigError, EditError
+from steerlab.edits import Shift
+from steerlab.errors import ConfigError
 from steerlab.evals.asked import Asked, Setting
 from steerlab.evals.calibrate import Calibration, calibrate
-from steerlab.evals.guarantee import HIGH, LOW, Bet, Budget, certified, expected, resolved, safe
+from steerlab.evals.guarantee import Budget
 from steerlab.evals.measure import Amounts, CostMeter, Effects, measure_effects
 from steerlab.evals.operating import Row, first, hopeless, kept, side, verdict
 from steerlab.evals.search import Point, halving, optuna
@@ -24,111 +23,11 @@ from steerlab.evals.signals import Signal, Signals
 from steerlab.evals.stats import mean, paired_difference
 from steerlab.evals.unit import ArmPlan
 from steerlab.methods.base import method
-from steerlab.ranges import in_words, rescaled, sides, standing
+from steerlab.ranges import standing
 from steerlab.sites import Site
-from steerlab.steering import Intervention, Meta, Steering
+from steerlab.steering import Steering
 from steerlab.testing import planted
 from test_evals import PlantedSuite
-
-RANGE = {
-    "directions": {
-        "elicit": {"sign": 1, "min_useful": 0.5, "default": 1.0, "max_safe": 1.2},
-        "suppress": {"sign": -1, "min_useful": -0.4, "default": -0.8, "max_safe": -1.6},
-    },
-    "budget": {"lost": 0.02, "kl": 0.1, "perplexity": 0.05},
-}
-
-
-def steering(told=RANGE, edit=None) -> Steering:
-    made = edit or Shift(torch.ones(4))
-    return Steering((Intervention(Site(1), made),), meta=Meta(range=told))
-
-
-# --- the guarantee ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_first_bet_by_hand():
-    """Half the capital stakes edge/(edge² + v), half √(2 ln 20 / (n v)), with v = ((high − low)/8)² before anything has come."""
-    bet = Bet(0.1, 0.0, 1.0, horizon=100).add([0.0])
-    v, edge = (1 / 8) ** 2, 0.05
-    stakes = [min(edge / (edge**2 + v), 0.75 / 0.9), min(math.sqrt(2 * math.log(20) / (100 * v)), 0.75 / 0.9)]
-    assert math.exp(bet.best) == pytest.approx(sum(1 + s * 0.1 for s in stakes) / 2)
-
-
-def test_bets_added_in_lots_are_one_bet():
-    costs = np.random.default_rng(0).exponential(0.05, size=200)
-    whole, lots = Bet(0.1, 0, 1, horizon=200).add(costs), Bet(0.1, 0, 1, horizon=200)
-    for start in range(0, 200, 37):
-        lots.add(costs[start : start + 37])
-    assert lots.best == pytest.approx(whole.best) and lots.n == whole.n == 200
-
-
-@pytest.mark.parametrize("name", ["lost", "kl", "perplexity"])
-def test_a_cost_at_its_budget_is_certified_in_at_most_a_twentieth_of_cases(name):
-    """2,000 draws with the mean exactly at the budget; the bound of the binomial at 98 %."""
-    rng = np.random.default_rng(1)
-    draws = {
-        "lost": lambda: rng.choice([-1.0, 0.0, 1.0], p=[0.01, 0.96, 0.03], size=400),
-        "kl": lambda: rng.choice([0.0, 1.0], p=[0.9, 0.1], size=400),
-        "perplexity": lambda: rng.uniform(0, 0.1, size=400),
-    }
-    most = {"lost": 0.02, "kl": 0.1, "perplexity": 0.05}[name]
-    wrong = sum(certified(draws[name](), most, LOW[name], HIGH[name]) for _ in range(2000))
-    assert wrong <= 2000 * 0.05 + 2.054 * math.sqrt(2000 * 0.05 * 0.95)
-
-
-def test_a_cost_well_within_is_certified_and_one_beyond_is_not():
-    rng = np.random.default_rng(2)
-    low = [certified(rng.exponential(0.04, size=192), 0.1, 0, 1) for _ in range(50)]
-    high = [certified(rng.exponential(0.15, size=192), 0.1, 0, 1) for _ in range(50)]
-    assert np.mean(low) > 0.9 and not any(high)
-
-
-def test_looking_after_every_lot_keeps_the_level():
-    """The bet may be looked at as it goes: that is what stopping early rests on."""
-    rng, wrong = np.random.default_rng(3), 0
-    for _ in range(500):
-        bet = Bet(0.02, -1, 1, horizon=600)
-        for _ in range(6):
-            if bet.add(rng.choice([0.0, 1.0], p=[0.98, 0.02], size=100)).certain:
-                wrong += 1
-                break
-    assert wrong <= 500 * 0.05 + 2.054 * math.sqrt(500 * 0.05 * 0.95)
-
-
-def test_strengths_are_certified_from_the_weakest_up_to_the_first_that_is_not():
-    rng = np.random.default_rng(4)
-    kl = np.stack([rng.exponential(m, size=256) for m in (0.01, 0.3, 0.01)])
-    assert safe({"kl": kl}, Budget(None, 0.1, None)) == 1
-    lost = np.zeros((3, 2000))
-    assert safe({"kl": kl[[0, 2, 2]], "lost": lost}, Budget()) == 3
-    with pytest.raises(ConfigError, match="none of the costs"):
-        safe({"lost": lost}, Budget(None, 0.1, None))
-
-
-def test_conformal_risk_control_by_hand():
-    """(Σ costs + high) / (n + 1) ≤ budget, to the first strength that fails."""
-    costs = np.array([[0.0] * 9, [0.05] * 9, [0.1] * 9, [0.0] * 9])
-    assert expected(costs, 0.15, high=1.0) == 2  # 0.1, 0.145, 0.19
-    assert expected(costs, 0.09, high=1.0) == 0
-
-
-def test_what_a_measurement_resolves():
-    values = [0.0] * 96 + [1.0] * 4
-    told = resolved(values, 0.02)
-    sd = np.std(values, ddof=1)
-    assert told.mean == pytest.approx(0.04) and told.half == pytest.approx(1.6449 * sd / 10, rel=1e-4)
-    assert told.needed == pytest.approx(1.3 * ((1.6449 + 0.84) * sd / 0.015) ** 2, abs=2) and told.needed > 1300
-    assert resolved([0.0] * 10, 0.02).needed >= math.log(20) / math.log(1.02)
-    assert resolved([], 0.02).half is None
-
-
-def test_a_budget_that_limits_nothing_is_refused():
-    with pytest.raises(ConfigError, match="at least one"):
-        Budget(None, None, None)
-    with pytest.raises(ConfigError, match="lost is 2"):
-        Budget(lost=2.0)
-
 
 # --- the search -------------------------------------------------------------------------------------------------------------
 
@@ -270,119 +169,6 @@ def test_where_a_curve_first_reaches():
     assert first([0, 1, 2], [0, 0.2, 1.0], 0.6) == pytest.approx(1.5)
     assert first([0, 1, 2], [0, 0.8, 0.5], 0.4) == pytest.approx(0.5)
     assert first([0, 1], [0, 0.1], 0.5) == 1
-
-
-# --- ranges in files --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("strength", "state"),
-    [(0, "inside"), (0.6, "inside"), (1.2, "inside"), (1.21, "beyond"), (0.3, "weak"), (-1.6, "inside"), (-2, "beyond"),
-     (-0.1, "weak")],
-)  # fmt: skip
-def test_where_a_strength_stands(strength, state):
-    assert standing(RANGE, strength).state == state
-
-
-def test_what_was_not_calibrated_says_so():
-    assert standing(None, 1.0).state == "not calibrated" and standing(None, 0.0).state == "inside"
-    one = {"directions": {"elicit": RANGE["directions"]["elicit"]}}
-    assert standing(one, -1.0).state == "not calibrated" and "below 0" in standing(one, -1.0).words
-    assert in_words(None) == "not calibrated"
-
-
-@pytest.mark.parametrize(
-    "told",
-    [{}, {"directions": []}, {"directions": {"up": {}}}, {"directions": {"elicit": {"max_safe": "1"}}},
-     {"directions": {"elicit": {"max_safe": float("nan")}}}, {"directions": {"elicit": {"max_safe": 10**400}}},
-     {"directions": {"elicit": {"default": 1.0}}}],
-)  # fmt: skip
-def test_what_is_no_range_is_told_and_never_trusted(told):
-    with pytest.raises(ArtefactError):
-        sides(told)
-    assert standing(told, 1.0).state == "not calibrated"
-    assert rescaled(told, 2.0) is None
-    assert "can't be read" in in_words(told)
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "safe", "words"),
-    [
-        ({"kl": "held", "lost": "open"}, 0.0, "(at +0.4 it isn't settled by 400 readings of lost; measure more)"),
-        (
-            {"kl": "open", "lost": "open"},
-            0.0,
-            "(at +0.4 it isn't settled by 96 readings of kl, 400 readings of lost; measure more)",
-        ),
-        ({"kl": "broken", "lost": "open"}, 0.0, "(no strength that was tried does)"),
-        ({"kl": "held", "lost": "held"}, 0.4, "(at +0.8 it isn't settled by 400 readings of lost; measure more)"),
-        ({}, 0.0, "(no strength that was tried does)"),
-    ],
-)
-def test_a_range_says_where_it_was_measured_on_too_little(verdicts, safe, words):
-    many = {"kl": 96, "lost": 400}
-    rows = [
-        {"strength": 0.4, "verdicts": verdicts, "n": many},
-        {"strength": 0.8, "verdicts": {"lost": "open"}, "n": many},
-    ]
-    side = {"sign": 1, "min_useful": None, "default": None, "max_safe": safe, "strengths": rows}
-    assert in_words({"directions": {"elicit": side}}) == f"elicit: nothing useful within the budget {words}"
-
-
-def test_a_scaled_steering_says_in_its_own_units_where_too_little_was_measured():
-    row = {"strength": 0.4, "verdicts": {"lost": "open"}, "n": {"lost": 400}}
-    side = {"sign": 1, "min_useful": None, "default": None, "max_safe": 0.0, "strengths": [row]}
-    told = {"directions": {"elicit": side}}
-    assert "at +0.2 it isn't settled" in in_words(rescaled(told, 2.0))
-    assert "at -0.8 it isn't settled" in in_words(rescaled(told, -0.5))
-    assert told["directions"]["elicit"]["strengths"] == [row]
-
-
-def test_a_scaled_steering_keeps_its_range_in_its_own_units():
-    doubled = steering().scaled(2.0)
-    assert standing(doubled.meta.range).state == "beyond"  # 2 of what was safe to 1.2
-    assert standing(doubled.meta.range, 0.6).state == "inside"
-    turned = steering().scaled(-1.0)
-    assert sides(turned.meta.range)["suppress"].sign == 1
-    assert standing(turned.meta.range, 1.5).state == "inside" and standing(turned.meta.range, -1.5).state == "beyond"
-    assert steering().scaled(0.0).meta.range is None
-    back = steering().scaled(0.5).scaled(2.0)
-    assert sides(back.meta.range)["elicit"] == sides(RANGE)["elicit"]
-
-
-def test_a_range_travels_in_the_file_and_changes_no_digest(tmp_path):
-    made = steering()
-    made.save(tmp_path / "s.safetensors")
-    read = Steering.load(tmp_path / "s.safetensors")
-    assert read.meta.range == RANGE
-    assert read.digest == steering(None).digest
-    steering(None).save(tmp_path / "old.safetensors")
-    assert Steering.load(tmp_path / "old.safetensors").meta.range is None
-
-
-def test_the_card_on_the_hub_tells_it():
-    assert "safe up to +1.2" in hub.card(steering(), "a/b", "x.safetensors")
-    assert "range" not in hub.card(steering(None), "a/b", "x.safetensors")
-
-
-def test_what_changes_the_behaviour_loses_the_range():
-    other = steering(None, Ablate(torch.eye(4)[:1]))
-    assert (steering() + other).meta.range is None
-    assert steering().adopted(planted.engine()).meta.range is None
-
-
-def test_generate_warns_beyond_and_strict_refuses(tmp_path, capsys):
-    steering().save(tmp_path / "s.safetensors")
-    steering(None).save(tmp_path / "old.safetensors")
-    keep_to_range([tmp_path / "s.safetensors"], [0.0, 1.0], strict=True)
-    assert capsys.readouterr().err == ""
-    keep_to_range([tmp_path / "s.safetensors"], [1.5], strict=False)
-    assert "warning" in (told := capsys.readouterr().err) and "beyond" in told
-    keep_to_range([tmp_path / "old.safetensors"], [1.0], strict=False)
-    assert "not calibrated" in capsys.readouterr().err
-    for name, strength in (("s", 1.5), ("old", 1.0)):
-        with pytest.raises(EditError, match="--strict"):
-            keep_to_range([tmp_path / f"{name}.safetensors"], [strength], strict=True)
 
 
 # --- a real model -----------------------------------------------------------------------------------------------------------
