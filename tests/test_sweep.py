@@ -14,12 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
 import steerlab as sl
 from steerlab import cli
-from steerlab.data import write
 from steerlab.errors import ArtefactError, ConfigError
 from steerlab.evals.unit import run_unit
 from steerlab.evals.workers import Inline, Processes, _seeing, completed
@@ -28,38 +25,12 @@ from steerlab.sweep.journal import Journal, Row, locked
 from steerlab.sweep.run import run
 from steerlab.sweep.status import remaining, status
 from steerlab.sweep.units import planned
-from steerlab.testing import planted
-
-SMALL = {
-    "methods": {"diff_means": None, "das": {"epochs": 1, "rank": 1}}, "layers": [0, 1], "seeds": 1, "strengths": [1.0],
-    "controls": ["random"], "together": 2, "pairs": 4, "prompts": 2, "capability": 0, "unrelated": 1, "tokens": 3,
-}  # fmt: skip
+from sweeping import asked, world
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The planted model and the data of two concepts, as files."""
-    folder = tmp_path_factory.mktemp("sweep")
-    engine = planted.engine()
-    engine.model.save_pretrained(folder / "model")
-    engine.tokenizer.save_pretrained(folder / "model")
-    for name, seed, words in (("key", 1, "w10,w11"), ("again", 2, "w10,w12")):
-        sides = planted.pairs(torch.Generator().manual_seed(seed), 20)
-        told = [tuple(replace(e, family=f"family {n % 10}") for n, e in enumerate(side)) for side in sides]
-        write(sl.Contrast(told[0], told[1], True, name), folder / f"{name}.jsonl")
-        (folder / f"{name}.rule").write_text(f"words:{words}")
-    write(sl.Contrast(*(tuple(e.without_answer() for e in side) for side in told), True, "mute"), folder / "mute.jsonl")
-    return folder
-
-
-def asked(folder, **settings) -> Path:
-    """A YAML file beside the model."""
-    concepts = {
-        name: {"data": f"{name}.jsonl", "rule": "words:w10,w11"} for name in settings.pop("names", ("key", "again"))
-    }
-    path = folder / f"{abs(hash(json.dumps(settings, sort_keys=True, default=str))) % 10**8}-{len(concepts)}.yaml"
-    path.write_text(sl.config.to_yaml({"model": "model", "concepts": concepts, **SMALL, **settings}))
-    return path
+    return world(tmp_path_factory.mktemp("sweep"))
 
 
 def ran(path, out, workers=None, **settings):
@@ -293,78 +264,6 @@ def test_a_model_that_cannot_be_loaded_is_said_once(folder, tmp_path):
         pool.known()
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("methods: [cdas]\nstrenghts: [1]\n", "no setting 'strenghts'.*line 2.*'strengths'"),
-        ("methods:\n  cdas: {epoch: 1}\n", "no setting 'epoch'.*line 2.*'epochs'"),
-        ("methods:\n  cdsa:\n", "line 2.*no method called 'cdsa'.*'cdas'"),
-        ("methods:\n  cdas: {rank: 1}\n  cdas: {rank: 4}\n", "line 3 names 'cdas' again.*line 2"),
-        ("methods: [cdas]\nseeds: some\n", "seeds.*line 2.*'some'"),
-        ("methods: [cdas]\nprompts: 1\n", "prompts: 1.*at least 2"),
-        ("methods: [cdas]\nconcepts: {a: {data: x}}\n", "list of names"),
-        ("methods: [cdas]\nmodel: mine\n", "its data and its rule"),
-        ("methods: [cdas]\nlayers: [1, 1]\n", "name one twice"),
-        ("seeds: 1\n", "needs methods"),
-        ("methods: []\n", "at least one method"),
-    ],
-)
-def test_a_mistake_in_the_file_names_its_line_and_the_nearest_key(tmp_path, text, told):
-    path = tmp_path / "sweep.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=told):
-        Sweep.read(path)
-
-
-def test_concepts_that_do_not_exist_are_refused(tmp_path, folder):
-    path = tmp_path / "sweep.yaml"
-    path.write_text("methods: [cdas]\nconcepts: [pirat]\n")
-    with pytest.raises(ConfigError, match="no concept 'pirat'.*'pirate'"):
-        Sweep.read(path).suite()
-    with pytest.raises(ConfigError, match="needs its data and a rule"):
-        replace(Sweep.read(asked(folder)), concepts={"a": {"data": "x"}}).suite()
-
-
-def test_arms_are_methods_at_layers(folder):
-    sweep = Sweep.read(asked(folder, methods={"das": {"site": "0"}, "mine": {"method": "pca"}}, controls=["prompt"]))
-    assert [(a.name, a.method, a.settings) for a in sweep.arms(2)] == [
-        ("das", "das", {"site": "0"}), ("mine@0", "pca", {"site": "0"}), ("mine@1", "pca", {"site": "1"}),
-        ("prompt", "prompt", {}),
-    ]  # fmt: skip
-    assert [a.name for a in replace(sweep, layers="all", methods=["pca"], controls=[]).arms(3)] == [
-        "pca@0",
-        "pca@1",
-        "pca@2",
-    ]
-    assert [a.name for a in replace(sweep, layers=[], methods=["pca"], controls=[]).arms(3)] == ["pca"]
-
-
-def test_a_unit_is_named_by_what_its_result_rests_on(folder):
-    def units(**settings):
-        sweep = Sweep.read(asked(folder, **settings))
-        suite = sweep.suite()
-        found = planned(suite, sweep.plan(suite, 2), sweep.together)
-        return {kind: {u.inputs for u in found.all if u.kind == kind} for kind in ("plain", "fit", "measure")}
-
-    base, stronger, apart = units(), units(strengths=[1.0, 2.0]), units(together=1)
-    assert stronger["fit"] == base["fit"]
-    assert stronger["plain"] == base["plain"]
-    assert not stronger["measure"] & base["measure"]
-    assert len(apart["fit"] & base["fit"]) == 8, "groups are part of a fit: those of one concept stay"
-    named_twice = units(methods={"diff_means": None, "same": {"method": "diff_means"}, "das": {"epochs": 1, "rank": 1}})
-    assert named_twice == base
-    data = folder / "key.jsonl"
-    before = data.read_text()
-    try:
-        data.write_text(before + before.splitlines()[0] + "\n")
-        assert not units()["fit"] & base["fit"]
-    finally:
-        data.write_text(before)
-
-
 # --- how it stands ----------------------------------------------------------------------------------------------------------
 
 
@@ -422,18 +321,6 @@ def test_a_dry_run_counts_what_a_run_does(steerlab, undisturbed, folder, tmp_pat
     assert told["memory_mib"] > 100
 
 
-def test_a_model_is_spread_by_a_device_map(folder):
-    pytest.importorskip("accelerate", reason="accelerate isn't installed (pip install 'steerlab[accelerate]')")
-    sweep = Sweep.read(asked(folder))
-    examples = sweep.suite().contrast("key", 0).positive[:2]
-    plain = list(planted.engine().logits(examples))
-    for name in ("auto", "balanced", "balanced_low_0", "sequential"):
-        spread = replace(sweep, device=name).suite().engine().logits(examples)
-        assert all(torch.allclose(s.cpu(), p, atol=1e-5) for s, p in zip(spread, plain, strict=True)), name
-    with pytest.raises(ConfigError, match="no device 'balansed'.*'balanced'"):
-        replace(sweep, device="balansed").suite().engine()
-
-
 def test_each_worker_sees_gpus_of_its_own(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with _seeing(1, 2):
@@ -465,12 +352,3 @@ def test_ray_gives_the_same_and_a_killed_worker_loses_its_unit_alone(undisturbed
         rows = journal.rows().values()
         assert all(row.worker.startswith("ray ") for row in rows)
         assert sorted(row.tried for row in rows) == [1] * (len(found) - 1) + [2]
-
-
-def test_the_worked_example_is_the_one_that_the_page_shows():
-    page = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
-    shown = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
-    example = Path(__file__).parents[1] / "docs" / "examples" / "sweep.yaml"
-    sweep = Sweep.read(example)
-    assert shown.items() <= sl.config.read_yaml(example).items()
-    assert len(planned(sweep.suite(), sweep.plan(sweep.suite(), 8), sweep.together).all) == 34
