@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from judging import blocks, outside
 from steerlab.bench.axbench.folder import FolderAxBench
 from steerlab.bench.axbench.run import run
 from steerlab.bench.axbench.units import UNSTEERED, AxPlan, Unsteered
@@ -15,7 +16,6 @@ from steerlab.evals.unit import ArmPlan
 from steerlab.evals.workers import local
 from steerlab.sweep.journal import Journal
 from steerlab.testing import planted, tiny
-from test_judges_llm import blocks, outside
 
 CONCEPTS = {"0": ("w10 w11", planted.WITH), "1": ("w30 w31", "w30 w31 w32")}
 FACTORS = (0.5, 1.0, 1.5)

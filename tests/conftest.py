@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import torch
 
+pytest.register_assert_rewrite("judging", "serving")  # what they assert is told as in a test
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from axbench_world import CONCEPTS, FACTORS, digests, judge, plan, ran, rate, suite, world
+from judging import serving
 from serving import clamp, shift
 from steerlab.bench.axbench import metrics
 from steerlab.bench.axbench.board import Board, board
@@ -36,7 +37,6 @@ from steerlab.positions import NOT_TEMPLATE
 from steerlab.sites import Site
 from steerlab.steering import Prompt, Steering
 from steerlab.testing import planted, tiny
-from test_judges_llm import serving
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from axbench_world import FACTORS, digests, judge, ran, rate, world
+from judging import serving
 from steerlab.bench.axbench import writing
 from steerlab.bench.axbench.board import board
 from steerlab.bench.axbench.folder import FolderAxBench
@@ -27,7 +28,6 @@ from steerlab.contrast import Example
 from steerlab.errors import ArtefactError, ConfigError, DataError, JudgeError
 from steerlab.judges.spec import parse_rule
 from steerlab.sweep.journal import Journal
-from test_judges_llm import serving
 
 FAULTS = [
     429,
