@@ -1,4 +1,4 @@
-"""What the tests of the server share: steerings made by hand, a server in this process, and one in a process of its own."""
+"""What the tests of the server share: steerings made by hand, a server in this process, one in a process of its own, answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ from steerlab.serve.service import Service
 from steerlab.serve.settings import Settings
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Meta, Steering
+
+TEXT = "w5 w6 w7 w8"
+DRAWN = {"max_tokens": 12, "temperature": 0.8, "seed": 7}
 
 
 def made(engine, edit, site="1", positions=NOT_TEMPLATE, control=None, **meta) -> Steering:
@@ -56,6 +60,18 @@ def gated(engine, steering: Steering, threshold: float, **how) -> Steering:
     return made(engine, one.edit, str(one.site), one.positions, gate)
 
 
+def several(engine) -> dict[str, Steering]:
+    """Steerings of every kind that a request may name."""
+    return {
+        "formal": shift(engine, 1),
+        "verbose": clamp(engine, 2, site="2"),
+        "anti-dry": shift(engine, 3, site="0"),
+        "shut": gated(engine, shift(engine, 1), 1e9, ahead=True),
+        "open": gated(engine, shift(engine, 1), -1e9, ahead=True),
+        "each": gated(engine, shift(engine, 1), 0.0),
+    }
+
+
 class Here:
     """A server in this process, on an engine, asked through its ASGI interface."""
 
@@ -80,6 +96,45 @@ class Here:
         self.loop.run_until_complete(self.client.aclose())
         self.loop.close()
         self.service.stop()
+
+
+@contextlib.contextmanager
+def holding(engine, folder: Path, steerings: dict[str, Steering] | None = None) -> Iterator[Here]:
+    """A server in this process that was given steerings."""
+    here = Here(engine, folder)
+    for name, steering in (steerings or {}).items():
+        assert put(here, name, steering).status_code == 201
+    yield here
+    here.close()
+
+
+def put(here, name, steering, **given):
+    with tempfile.TemporaryDirectory() as folder:
+        steering.save(Path(folder) / "x.safetensors")
+        data = (Path(folder) / "x.safetensors").read_bytes()
+    return here.ask("PUT", f"/v1/steerings/{name}", content=data, **given)
+
+
+def saved(steering, tmp_path) -> bytes:
+    steering.save(tmp_path / "s.safetensors")
+    return (tmp_path / "s.safetensors").read_bytes()
+
+
+def text_of(response):
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def refused(response, status, *words):
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    for word in words:
+        assert word in error["message"]
+    return error
+
+
+def drawn(**more):
+    return {"max_new_tokens": 12, "temperature": 0.8, **more}
 
 
 def solo(engine, text: str, steering, seed: int, n: int = 1, **drawn) -> list:
