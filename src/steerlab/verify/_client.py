@@ -13,11 +13,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any, NamedTuple
 
 import torch
@@ -89,8 +89,8 @@ class Client:
         except (KeyError, IndexError, TypeError) as problem:
             raise self._strange(problem) from problem
 
-    def stream(self, body: dict[str, Any]) -> Answer:
-        """One reply, piece by piece; it begins with the first piece."""
+    def stream(self, body: dict[str, Any], begun: Callable[[], None] | None = None) -> Answer:
+        """One reply, piece by piece; it begins with the first piece, when `begun` is called."""
         ids: list[int] = []
         logprobs: list[float] = []
         first: dict[str, Any] | None = None
@@ -109,6 +109,8 @@ class Client:
                         raise kind(f"{self.url} ended a stream: {told['error']['message']}")
                     if first is None:
                         first, began = told, time.monotonic()
+                        if begun is not None:
+                            begun()
                     for choice in told["choices"]:
                         ids += choice.get("token_ids") or []
                         logprobs += [t["logprob"] for t in (choice["logprobs"] or {"content": []})["content"]]
@@ -130,6 +132,21 @@ class Client:
 
         with ThreadPoolExecutor(len(bodies)) as pool:
             return list(pool.map(one, bodies))
+
+    def in_turn(self, bodies: Sequence[dict[str, Any]]) -> list[Answer]:
+        """Streamed replies of which every second is asked for when the one before it has begun."""
+        begun = [Event() for _ in bodies]
+
+        def one(n: int) -> Answer:
+            try:
+                if n % 2:
+                    begun[n - 1].wait()
+                return self.stream(bodies[n], begun[n].set)
+            finally:
+                begun[n].set()
+
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            return list(pool.map(one, range(len(bodies))))
 
     def _chat(self, body: dict[str, Any]) -> Any:
         data = json.dumps(body).encode()

@@ -6,7 +6,7 @@ is compared is the log-probability of each of their tokens, which it tells as nu
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from ._replies import as_said, differ, effect, meant, mixture
 from .base import Check, Options, Probe, Target, apart, scored, with_prompt, within
 
 ENGINES = ("hf", "vllm")
-ROUNDS = 4  # of rows that are asked for at one moment, until each had company
+ROUNDS = 4  # at most, of rows that are asked for together, until each had company
 LONGER = 4  # times as many tokens then
 Row = tuple[Probe, float | None]
 
@@ -113,13 +113,18 @@ def _body(probe: Probe, steering: Steering, strength: float | None, tokens: int)
 
 
 def _rounds(client: Client, bodies: Sequence[dict[str, Any]]) -> list[list[Answer]]:
-    """All at one moment, and again until each row has run while another did: a fast server may be done with one before it
-    hears of the next."""
+    """All at one moment, until each row has run while another did; then half of them when the other half has begun, until
+    each has come upon one that was running. A fast server may be done with one before it hears of the next."""
+    every = range(len(bodies))
+    at_once = _until(lambda: client.together(bodies), lambda a: all(_overlaps(a, n) for n in every))
+    later = _until(lambda: client.in_turn(bodies), lambda a: all(a[n].when[0] < a[n - 1].when[1] for n in every[1::2]))
+    return at_once + later
+
+
+def _until(ask: Callable[[], list[Answer]], seen: Callable[[list[Answer]], bool]) -> list[list[Answer]]:
     rounds: list[list[Answer]] = []
-    while len(rounds) < ROUNDS:
-        rounds.append(client.together(bodies))
-        if all(any(_overlaps(answers, n) for answers in rounds) for n in range(len(bodies))):
-            break
+    while len(rounds) < ROUNDS and not (rounds and seen(rounds[-1])):
+        rounds.append(ask())
     return rounds
 
 
