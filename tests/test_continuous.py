@@ -120,14 +120,16 @@ def test_rows_that_share_a_gate_run_as_one_each_at_its_own_strength(held):
         asked.append((text, Ask(prompts.chat([Message("user", text)]), steering, Sampling(9 + 2 * n, seed=n))))
     same_as_alone(engine, asked, run(engine, [ask for _, ask in asked], at_once=2))
 
-    together, rows = Running(engine), []
-    for _, ask in asked:
-        rows += together.admit([ask])
-        together.step()
+    together, rows, steps = Running(engine), [], []
+    for come, steps_then in ((asked[:1], 2), (asked[1:], 4)):  # the second time, two rows of each group at once
+        rows += together.admit([ask for _, ask in come])
+        for _ in range(steps_then):
+            together.step()
+        steps = [n + steps_then for n in steps] + len(come) * [steps_then]
     for n, (steering, (_, ask)) in enumerate(zip(steerings, asked, strict=True)):
         alone = Running(engine)
         (row,) = alone.admit([ask])
-        for _ in asked[n:]:
+        for _ in range(steps[n]):
             alone.step()
         mine = together.decisions(rows[n])
         assert list(mine) == ([] if steering is None else [id(i.control) for i in steering.interventions])
