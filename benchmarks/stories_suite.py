@@ -27,7 +27,7 @@ from steerlab.engines.base import Sampling
 from steerlab.evals.suite import Suite, Task
 from steerlab.judges.base import Judge, Score
 from steerlab.judges.fluency import FluencyJudge, learn_order
-from steerlab.judges.rule import words_of
+from steerlab.judges.words import words_of
 
 SHARED = Path(os.environ.get("STEERLAB_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 MODEL = SHARED / "models/stories260k"

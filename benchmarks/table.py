@@ -38,7 +38,7 @@ from steerlab.evals.suite import Suite
 from steerlab.evals.unit import ArmPlan, Plan
 from steerlab.evals.workers import Bench, Workers, completed, local
 from steerlab.files import code_digest, write_text
-from steerlab.judges.rule import words_of
+from steerlab.judges.words import words_of
 from steerlab.pilot.suite import PilotSuite
 from steerlab.sweep.forecast import Forecasting
 from steerlab.sweep.journal import Journal

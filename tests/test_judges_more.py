@@ -19,9 +19,9 @@ from steerlab.judges.fluency import FluencyJudge, distinct, perplexity
 from steerlab.judges.form import COUNTS, FORMS, FormJudge
 from steerlab.judges.language import LANGUAGES, identify, languages_of
 from steerlab.judges.learned import LearnedJudge, _auroc, featured, learned
-from steerlab.judges.rule import words_of
 from steerlab.judges.sentiment import SentimentJudge, valence
 from steerlab.judges.spec import parse_rule
+from steerlab.judges.words import words_of
 from steerlab.testing import planted, tiny
 
 ASK = Example.ask("Describe foxes.")

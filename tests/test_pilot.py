@@ -13,7 +13,7 @@ import pytest
 from pilots import VARIANTS, both, share
 from steerlab import pilot
 from steerlab.errors import ConfigError, DataError
-from steerlab.judges.rule import words_of
+from steerlab.judges.words import words_of
 from steerlab.pilot import corpus, expression, grammar, lexicon, openended, tasks, vault
 from steerlab.pilot.held_out import bucket
 from steerlab.pilot.template import compile_template

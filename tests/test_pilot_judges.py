@@ -9,7 +9,7 @@ import statistics
 
 from pilots import both, share
 from steerlab import pilot
-from steerlab.judges.rule import stem, words_of
+from steerlab.judges.words import stem, words_of
 from steerlab.pilot import corpus, expression, judging, lexicon, openended, vault
 from steerlab.pilot.suite import PilotSuite
 
@@ -24,7 +24,7 @@ def corpus_words(spec):
 @both
 def test_a_judge_shares_at_most_half_of_its_words_with_the_corpus(variant):
     from steerlab.judges.fluency import FUNCTION_WORDS
-    from steerlab.judges.rule import _Cues
+    from steerlab.judges.words import Cues
 
     for name, spec in expression.specs(variant).items():
         rows = judging.judge_words(variant).get(name)
@@ -35,7 +35,7 @@ def test_a_judge_shares_at_most_half_of_its_words_with_the_corpus(variant):
             shared = set(rows["common"]) & set(said)
             assert len(shared) <= len(rows["common"]) / 2, (name, len(shared), len(rows["common"]))
             continue
-        cues = _Cues(rows["cues"])
+        cues = Cues(rows["cues"])
         text, stems = corpus_words(spec)
         inside = [s for s in cues.stems if s in stems] + [p for p in cues.phrases if p in text]
         total = len(cues.stems) + len(cues.phrases)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import ConfigError, nearest
 from .base import Judge, Score
 from .language import LANGUAGES, languages_of
-from .rule import sentences_of, words_of
+from .words import sentences_of, words_of
 
 if TYPE_CHECKING:
     from ..contrast import Example

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError, nearest
 from .base import Judge, Score
-from .rule import lines_of, sentences_of, words_of
+from .words import lines_of, sentences_of, words_of
 
 if TYPE_CHECKING:
     from ..contrast import Example

@@ -9,70 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError
 from .base import Judge, Score
+from .words import WORD, Cues, lines_of, sentences_of, stem, words_of
 
 if TYPE_CHECKING:
     from ..contrast import Example
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _EMPTY = "the reply is empty"
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text, lower case, numbers included."""
-    return _WORD.findall(text.lower())
-
-
-def sentences_of(text: str) -> list[str]:
-    """The sentences of a text; a line break ends one, too. Pieces without a letter or digit are no sentences."""
-    return [s for s in (piece.strip() for piece in _SENTENCE_END.split(text)) if any(c.isalnum() for c in s)]
-
-
-def lines_of(text: str) -> list[str]:
-    """The lines that hold something."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def stem(word: str) -> str:
-    """A word without its commonest English endings, so that `sailor's`, `sailors` and `sailor` are one.
-
-    Crude on purpose: it joins the forms of one word, and must not join different words.
-    """
-    word = word.lower().replace("’", "'").removesuffix("'s").rstrip("'")
-    for ending, least, instead in (("ies", 5, "y"), ("ing", 6, ""), ("ed", 5, ""), ("es", 5, ""), ("s", 4, "")):
-        if word.endswith(ending) and len(word) >= least and not word.endswith("ss"):
-            word = word[: -len(ending)] + instead
-            break
-    if len(word) > 4 and word[-1] == word[-2] and word[-1] not in "lsez":
-        word = word[:-1]
-    return word.removesuffix("e") if len(word) > 3 and word != "thee" else word
-
-
-class _Cues:
-    """Single words (by stem) and phrases (as written) that are looked for in a text."""
-
-    def __init__(self, entries: Iterable[str]) -> None:
-        self.stems: set[str] = set()
-        self.phrases: dict[str, re.Pattern[str]] = {}
-        for entry in entries:
-            if not entry.isalnum():
-                left, right = (r"\b" if c.isalnum() else "" for c in (entry[0], entry[-1]))
-                self.phrases[entry.lower()] = re.compile(left + re.escape(entry.lower()) + right)
-            else:
-                self.stems.add(stem(entry))
-
-    def found(self, text: str) -> set[str]:
-        """The different cues that a text holds."""
-        low = text.lower()
-        tokens = _WORD.findall(low)
-        hits = {s for s in map(stem, tokens) if s in self.stems}
-        return hits | {p for p, pattern in self.phrases.items() if pattern.search(low)}
 
 
 @dataclass(frozen=True)
@@ -108,12 +56,12 @@ class LexiconJudge(Judge):
     cues: tuple[str, ...]
     enough: int = 3
     threshold: float = 0.25
-    _index: _Cues = field(init=False, repr=False, compare=False)
+    _index: Cues = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.cues:
             raise ConfigError("a lexicon judge was given no words; expected at least one cue to look for.")
-        object.__setattr__(self, "_index", _Cues(self.cues))
+        object.__setattr__(self, "_index", Cues(self.cues))
 
     def __call__(self, reply: str, example: Example) -> Score:
         """The degree to which the reply uses the word list."""
@@ -178,7 +126,7 @@ class CapitalsJudge(Judge):
 
     def __call__(self, reply: str, example: Example) -> Score:
         """The share of the reply's words in capitals."""
-        tokens = [w for w in _WORD.findall(reply) if sum(c.isalpha() for c in w) > 1]
+        tokens = [w for w in WORD.findall(reply) if sum(c.isalpha() for c in w) > 1]
         if not tokens:
             return Score.missing("the reply has no words")
         return Score(sum(w.isupper() for w in tokens) / len(tokens))

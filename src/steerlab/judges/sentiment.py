@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import ConfigError
 from .base import Judge, Score
-from .rule import stem
+from .words import stem
 
 if TYPE_CHECKING:
     from ..contrast import Example

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 
 from ..judges.fluency import learn_order
-from ..judges.rule import words_of
+from ..judges.words import words_of
 from .corpus import conversations
 from .expression import specs
 from .lexicon import DATA

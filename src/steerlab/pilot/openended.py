@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..judges.rule import stem, words_of
+from ..judges.words import stem, words_of
 from .clauses import Clause
 from .grammar import capitalise, fix_articles
 from .lexicon import Family, Topic, families, macros, pools, topics, words

@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 
 from .. import pilot
 from ..contrast import Contrast, Example
-from ..judges.rule import words_of
+from ..judges.words import words_of
 from .base import Condition, Metric, Row, Rows, Stage, Suite, mean_of
 from .measures import fleiss, fleiss_singleton
 from .reading import table, text, texts

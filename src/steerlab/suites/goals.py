@@ -22,9 +22,9 @@ from .. import pilot
 from ..contrast import Contrast, Example
 from ..errors import ConfigError
 from ..judges.base import Judge
-from ..judges.rule import sentences_of, words_of
 from ..judges.sentiment import valence
 from ..judges.spec import parse_rule
+from ..judges.words import sentences_of, words_of
 from .base import Condition, Metric, Row, Stage, Suite, mean_of
 from .measures import moved
 from .reading import table, text, unit

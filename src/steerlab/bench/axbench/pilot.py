@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ... import pilot
 from ...contrast import Contrast, Example
 from ...evals.suite import Task
-from ...judges.rule import stem, words_of
+from ...judges.words import stem, words_of
 from ...pilot.expression import specs
 from ...pilot.suite import PilotSuite
 from .data import AxSuite, Rows, elicited

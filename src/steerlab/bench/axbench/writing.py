@@ -23,8 +23,8 @@ from ...data.requests import ELICIT, asked
 from ...errors import ConfigError, DataError
 from ...files import whole, write_text
 from ...judges.answers import Answer
-from ...judges.rule import stem, words_of
 from ...judges.spec import parse_rule
+from ...judges.words import stem, words_of
 from .folder import LATENT, NAMES, PAIRS, TRAIN
 from .pool import GENRES, instructions
 
