@@ -40,7 +40,7 @@ class Asked:
     search: Search = "halving"
     trials: int = 40
     finalists: int = 2
-    points: tuple[float, ...] = (0.4, 0.6, 0.8, 0.95)
+    points: tuple[float, ...] = (0.4, 0.6, 0.8, 0.9, 0.95)
     most: float = 3.0
     least: float = 0.05
     delta: float = DELTA
