@@ -13,6 +13,9 @@ import hypothesis
 import pytest
 import torch
 
+import steerlab as sl
+from steerlab.testing import tiny
+
 pytest.register_assert_rewrite("judging", "serving")  # what they assert is told as in a test
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
@@ -30,3 +33,32 @@ def shared() -> Path:
     if not shared_folder().is_dir():
         pytest.skip(f"no shared data at {shared_folder()} (set STEERLAB_SHARED)")
     return shared_folder()
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """A tiny model."""
+    return tiny.engine("llama")
+
+
+@pytest.fixture
+def steering():
+    """A shift that the tiny model takes."""
+    return sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(32))),))
+
+
+@pytest.fixture(scope="module")
+def steerings(engine):
+    """Several for one server, by name."""
+    from serving import several  # the server's libraries are an extra
+
+    return several(engine)
+
+
+@pytest.fixture(scope="module")
+def server(engine, steerings, tmp_path_factory):
+    """A server in this process that has them."""
+    from serving import holding
+
+    with holding(engine, tmp_path_factory.mktemp("store"), steerings) as here:
+        yield here

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 
 import steerlab as sl
@@ -17,17 +16,6 @@ from steerlab.engines.hf import HFEngine
 from steerlab.errors import ArtefactError, ConfigError, DataError, EditError, SiteError, UnsupportedError
 from steerlab.methods.base import method
 from steerlab.testing import planted, tiny
-
-
-@pytest.fixture
-def engine():
-    return tiny.engine("llama")
-
-
-@pytest.fixture
-def steering():
-    return sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(32))),))
-
 
 # --- data -----------------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 
 import steerlab as sl
@@ -13,16 +12,6 @@ from steerlab.engines.base import Sampling
 from steerlab.engines.hf import HFEngine
 from steerlab.errors import DataError, UnsupportedError
 from steerlab.testing import tiny
-
-
-@pytest.fixture
-def engine():
-    return tiny.engine("llama")
-
-
-@pytest.fixture
-def steering():
-    return sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(32))),))
 
 
 def ids_and_mask(engine, *texts):

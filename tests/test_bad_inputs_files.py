@@ -18,12 +18,6 @@ from mistakes import left_in, told
 from steerlab import artefact, files
 from steerlab.errors import ArtefactError
 
-
-@pytest.fixture
-def steering():
-    return sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(32))),))
-
-
 # --- files ------------------------------------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-import torch
-
 import steerlab as sl
 from mistakes import ASK, left_in, told
 from steerlab import config, plugins
@@ -22,17 +19,6 @@ from steerlab.errors import ArtefactError, ConfigError, DataError
 from steerlab.judges.spec import parse_rule
 from steerlab.methods.base import method
 from steerlab.testing import planted, tiny
-
-
-@pytest.fixture
-def engine():
-    return tiny.engine("llama")
-
-
-@pytest.fixture
-def steering():
-    return sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(32))),))
-
 
 # --- settings and names -----------------------------------------------------------------------------------------------------
 

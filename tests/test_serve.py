@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from serving import DRAWN, TEXT, drawn, holding, made, pieces, put, refused, several, shift, solo, text_of
+from serving import DRAWN, TEXT, drawn, made, pieces, put, refused, shift, solo, text_of
 from steerlab.contrast import Example, Message
 from steerlab.deltas import Delta
 from steerlab.engines.base import Sampling
@@ -18,22 +18,6 @@ from steerlab.serve.resolve import split
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Prompt, Steering
 from steerlab.testing import tiny
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return tiny.engine("llama")
-
-
-@pytest.fixture(scope="module")
-def steerings(engine):
-    return several(engine)
-
-
-@pytest.fixture(scope="module")
-def server(engine, steerings, tmp_path_factory):
-    with holding(engine, tmp_path_factory.mktemp("store"), steerings) as here:
-        yield here
 
 
 def test_a_chat_says_what_the_engine_says_alone_and_what_was_applied(server, engine, steerings):

@@ -7,24 +7,7 @@ from threading import Event
 
 import pytest
 
-from serving import DRAWN, TEXT, Here, drawn, holding, refused, several, solo, text_of
-from steerlab.testing import tiny
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return tiny.engine("llama")
-
-
-@pytest.fixture(scope="module")
-def steerings(engine):
-    return several(engine)
-
-
-@pytest.fixture(scope="module")
-def server(engine, steerings, tmp_path_factory):
-    with holding(engine, tmp_path_factory.mktemp("store"), steerings) as here:
-        yield here
+from serving import DRAWN, TEXT, Here, drawn, refused, solo, text_of
 
 
 @pytest.mark.parametrize(

@@ -8,27 +8,11 @@ import struct
 import pytest
 import torch
 
-from serving import TEXT, Here, holding, made, put, refused, saved, several, shift
+from serving import TEXT, Here, made, put, refused, saved, shift
 from steerlab.edits import Shift
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import tiny
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return tiny.engine("llama")
-
-
-@pytest.fixture(scope="module")
-def steerings(engine):
-    return several(engine)
-
-
-@pytest.fixture(scope="module")
-def server(engine, steerings, tmp_path_factory):
-    with holding(engine, tmp_path_factory.mktemp("store"), steerings) as here:
-        yield here
 
 
 def test_uploads_are_listed_fetched_and_removed(server, engine, steerings, tmp_path):

@@ -42,16 +42,18 @@ class Server(Target):
         with _reached(engine, steering, options) as (client, left):
             bodies = [_body(p, steering, s, options.tokens) for p, s in rows]
             alone = [client.ask(body) for body in bodies]
-            rounds = _rounds(client, [{**body, "max_tokens": LONGER * options.tokens} for body in bodies])
+            at_once, later = _rounds(client, [{**body, "max_tokens": LONGER * options.tokens} for body in bodies])
             again = [client.ask(body) for body in reversed(bodies)][::-1]
         if not any(a.said.ids for a, (_, s) in zip(alone, rows, strict=True) if s):
             raise DataError("every steered reply was empty, so nothing is shown; give other prompts.")
-        return [*self._compared(engine, steering, rows, alone, rounds, again, probes, options), *left]
+        return [*self._compared(engine, steering, rows, alone, at_once, later, again, probes, options), *left]
 
     def _compared(
         self, engine: HFEngine, steering: Steering, rows: Sequence[Row], alone: Sequence[Answer],
-        rounds: Sequence[Sequence[Answer]], again: Sequence[Answer], probes: Sequence[Probe], options: Options,
+        at_once: Sequence[Sequence[Answer]], later: Sequence[Sequence[Answer]], again: Sequence[Answer],
+        probes: Sequence[Probe], options: Options,
     ) -> list[Check]:  # fmt: skip
+        rounds = [*at_once, *later]
         under = [None if s is None else steering.scaled(s) for _, s in rows]
         asked = [with_prompt(engine, p, s) for (p, _), s in zip(rows, under, strict=True)]
         most, line = self.most(engine, probes, options)
@@ -65,7 +67,11 @@ class Server(Target):
         plain = {rows[n][0].ids: said[n] for n in bare}
         near = [(a[n].said, asked[n]) for a in rounds for n in bare]
         company = [any(_overlaps(a, n) for a in rounds) for n in range(len(rows))]
-        beside = f"a streamed row among others is the row alone ({sum(company)} of {len(rows)} ran while others did)"
+        joined = max(map(_joined, later))
+        beside = (
+            f"a streamed row among others is the row alone ({sum(company)} of {len(rows)} ran while others did,"
+            f" {joined} of {len(rows) // 2} that came later joined one under way)"
+        )
         return [
             within("reference", "replies at several strengths, decoded with a cache, are one whole pass of the definition",
                    apart([s.logprobs for s in said], wanted), most),
@@ -112,13 +118,17 @@ def _body(probe: Probe, steering: Steering, strength: float | None, tokens: int)
     }  # fmt: skip
 
 
-def _rounds(client: Client, bodies: Sequence[dict[str, Any]]) -> list[list[Answer]]:
+def _rounds(client: Client, bodies: Sequence[dict[str, Any]]) -> tuple[list[list[Answer]], list[list[Answer]]]:
     """All at one moment, until each row has run while another did; then half of them when the other half has begun, until
     each has come upon one that was running. A fast server may be done with one before it hears of the next."""
     every = range(len(bodies))
     at_once = _until(lambda: client.together(bodies), lambda a: all(_overlaps(a, n) for n in every))
-    later = _until(lambda: client.in_turn(bodies), lambda a: all(a[n].when[0] < a[n - 1].when[1] for n in every[1::2]))
-    return at_once + later
+    return at_once, _until(lambda: client.in_turn(bodies), lambda a: _joined(a) == len(bodies) // 2)
+
+
+def _joined(answers: Sequence[Answer]) -> int:
+    """How many of the rows that were asked for in turn began while the one that they waited for went on."""
+    return sum(late.when[0] < early.when[1] for early, late in zip(answers[::2], answers[1::2], strict=False))
 
 
 def _until(ask: Callable[[], list[Answer]], seen: Callable[[list[Answer]], bool]) -> list[list[Answer]]:
