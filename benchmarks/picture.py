@@ -9,7 +9,7 @@ from rich.console import Console
 
 import steerlab as sl
 from steerlab import pilot
-from steerlab.cli.generate import columns
+from steerlab.cli.generate import columns, name_of
 from steerlab.engines.base import Sampling
 from steerlab.methods.base import method
 
@@ -24,7 +24,7 @@ def main() -> None:
         steering = method("cdas").fit(engine, pilot.contrast(concept, n=64, seed=0))
         for text in (prompt, f"{prompt} {pilot.request(concept, seed=3)}"):
             replies = engine.generate([text] * len(STRENGTHS), [steering.scaled(s) for s in STRENGTHS], Sampling(64))
-            console.print(columns(f"{concept}: {text}", STRENGTHS, replies))
+            console.print(columns(f"{concept}: {text}", [name_of(s) for s in STRENGTHS], replies))
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / "steering.svg"
     path.write_text(console.export_svg(title="steerlab generate FILE -s -1 -s 0 -s 1 -s 1.25"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import steerlab as sl
+from steerlab import cli
 from steerlab.testing import tiny
 
 pytest.register_assert_rewrite("judging", "serving")  # what they assert is told as in a test
@@ -62,3 +65,18 @@ def server(engine, steerings, tmp_path_factory):
 
     with holding(engine, tmp_path_factory.mktemp("store"), steerings) as here:
         yield here
+
+
+@pytest.fixture
+def steerlab(capsys, monkeypatch):
+    """Run a command line in this process; gives (exit code, output, errors)."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: str, typed: str = ""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -40,21 +39,6 @@ def data(tmp_path_factory):
 
     write(sl.Contrast(told(positive), told(negative), True, "the key"), path)
     return str(path)
-
-
-@pytest.fixture
-def steerlab(capsys, monkeypatch):
-    """Run a command line in this process; gives (exit code, output, errors)."""
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*words: str, typed: str = ""):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        with pytest.raises(SystemExit) as end:
-            cli.main(words)
-        told = capsys.readouterr()
-        return end.value.code or 0, told.out, told.err
-
-    return run
 
 
 def test_fit_show_and_generate(steerlab, model, data, tmp_path):

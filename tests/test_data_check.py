@@ -335,10 +335,10 @@ class Strict:
         self.tokenizer, self.context, self.renderer = engine.tokenizer, engine.context, self
         self._inner = engine.renderer
 
-    def prompt(self, messages: tuple[Message, ...]) -> object:
-        if messages[0].role == "system":
+    def example(self, example: Example) -> object:
+        if example.messages[0].role == "system":
             raise DataError("the chat template can't write this conversation (roles system, user).")
-        return self._inner.prompt(messages)
+        return self._inner.example(example)
 
     def answer(self, text: str) -> list[int]:
         return self._inner.answer(text)
@@ -359,8 +359,8 @@ def test_a_conversation_that_the_template_cannot_write(engine: Any) -> None:
 
 def test_a_template_that_drops_a_message(engine: Any) -> None:
     class Dropping(Strict):
-        def prompt(self, messages: tuple[Message, ...]) -> object:
-            return self._inner.prompt(messages[-1:])
+        def example(self, example: Example) -> object:
+            return self._inner.prompt(example.messages[-1:])
 
     c = clean()
     asked = replace(c.positive[0], messages=(Message("system", "stay calm"), *c.positive[0].messages))

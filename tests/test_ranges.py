@@ -7,7 +7,7 @@ import torch
 
 from ranged import RANGE, steering
 from steerlab import hub
-from steerlab.cli.common import keep_to_range
+from steerlab.cli.common import keep_to_range, opened
 from steerlab.edits import Ablate
 from steerlab.errors import ArtefactError, EditError
 from steerlab.ranges import in_words, rescaled, sides, standing
@@ -114,12 +114,12 @@ def test_what_changes_the_behaviour_loses_the_range():
 def test_generate_warns_beyond_and_strict_refuses(tmp_path, capsys):
     steering().save(tmp_path / "s.safetensors")
     steering(None).save(tmp_path / "old.safetensors")
-    keep_to_range([tmp_path / "s.safetensors"], [0.0, 1.0], strict=True)
+    keep_to_range(opened([tmp_path / "s.safetensors"]), [0.0, 1.0], strict=True)
     assert capsys.readouterr().err == ""
-    keep_to_range([tmp_path / "s.safetensors"], [1.5], strict=False)
+    keep_to_range(opened([tmp_path / "s.safetensors"]), [1.5], strict=False)
     assert "warning" in (told := capsys.readouterr().err) and "beyond" in told
-    keep_to_range([tmp_path / "old.safetensors"], [1.0], strict=False)
+    keep_to_range(opened([tmp_path / "old.safetensors"]), [1.0], strict=False)
     assert "not calibrated" in capsys.readouterr().err
     for name, strength in (("s", 1.5), ("old", 1.0)):
         with pytest.raises(EditError, match="--strict"):
-            keep_to_range([tmp_path / f"{name}.safetensors"], [strength], strict=True)
+            keep_to_range(opened([tmp_path / f"{name}.safetensors"]), [strength], strict=True)

@@ -127,6 +127,20 @@ def write(path: str | PathLike[str], document: Mapping[str, Any], tensors: Mappi
             raise OSError(errno.ENOSPC if full else errno.EIO, str(problem)) from problem
 
 
+def is_steering(path: str | PathLike[str]) -> bool:
+    """Whether a file begins as one of steerlab's own does; False where there is none, or none that can be read."""
+    try:
+        with Path(path).open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size <= 2 * GREATEST_HEADER:
+                return False
+            header = json.loads(file.read(size))
+    except (OSError, ValueError, RecursionError):
+        return False
+    metadata: Any = cast("dict[str, Any]", header).get("__metadata__") if isinstance(header, dict) else None
+    return isinstance(metadata, dict) and KEY in metadata
+
+
 def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The document and tensors of a file. Raises `ArtefactError`, which says what the file is instead."""
     from safetensors import SafetensorError, safe_open

@@ -46,7 +46,8 @@ class Example:
 
     `family` names the wording of the instruction (all rows made from one wording share it): splits keep a family whole,
     so that no wording of dev comes again in test. `score` is how much of the behaviour the answer shows, where the data
-    says so. `tags` are plain strings for judges and reports (say, the right answer of a capability item).
+    says so. `tags` are plain strings for judges and reports (say, the right answer of a capability item). `thinking` says
+    whether the chat template is to switch thinking on for it (None: as the engine does).
     """
 
     messages: tuple[Message, ...]
@@ -54,6 +55,7 @@ class Example:
     score: float | None = None
     family: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -92,7 +94,7 @@ class Example:
     def to_json(self) -> dict[str, Any]:
         """The example as plain data, absent fields left out."""
         row: dict[str, Any] = {"messages": [{"role": m.role, "content": m.content} for m in self.messages]}
-        for key in ("answer", "score", "family"):
+        for key in ("answer", "score", "family", "thinking"):
             if (value := getattr(self, key)) is not None:
                 row[key] = value
         if self.tags:
@@ -102,7 +104,7 @@ class Example:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
         """The example that `to_json` wrote; a bare string under `messages` is one user turn."""
-        known = ("messages", "answer", "score", "family", "tags")
+        known = ("messages", "answer", "score", "family", "tags", "thinking")
         for key in row:
             if key not in known:
                 raise DataError(f"an example has the field {key!r}. {nearest(key, known)}")
@@ -116,7 +118,12 @@ class Example:
             if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
                 raise DataError(f"a message is {turn!r}; expected an object with 'role' and 'content'.")
             turns.append(Message(turn["role"], turn["content"]))
-        return cls(tuple(turns), row.get("answer"), row.get("score"), row.get("family"), row.get("tags") or {})
+        thinking = row.get("thinking")
+        if not isinstance(thinking, bool | None):
+            raise DataError(f"an example's thinking is {thinking!r}; expected true, false or nothing.")
+        return cls(
+            tuple(turns), row.get("answer"), row.get("score"), row.get("family"), row.get("tags") or {}, thinking
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +226,21 @@ class Contrast:
             keep = sorted(rng.permutation(len(side))[:n].tolist())
             sides.append(tuple(side[i] for i in keep))
         return replace(self, positive=sides[0], negative=sides[1])
+
+    def both_ways_of_thinking(self) -> Contrast:
+        """Every example twice, with thinking switched on and off; the two stay in one part of a split."""
+
+        def doubled(examples: tuple[Example, ...], name: str) -> tuple[Example, ...]:
+            kept = [e if e.family else replace(e, family=f"{name} {n}") for n, e in enumerate(examples)]
+            return tuple(replace(e, thinking=thinking) for e in kept for thinking in (True, False))
+
+        names = ("pair", "pair") if self.paired else ("positive", "negative")
+        return replace(
+            self,
+            positive=doubled(self.positive, names[0]),
+            negative=doubled(self.negative, names[1]),
+            neutral=doubled(self.neutral, "neutral"),
+        )
 
     def digest(self) -> str:
         """SHA-256 over the examples, in order: the same data has the same digest wherever it was read from."""

@@ -22,20 +22,32 @@ def load(
     dtype: str = "auto",
     device: str | None = None,
     batch_size: int = 32,
+    system: str | None = None,
+    thinking: bool | None = None,
+    rendered: bool = False,
 ) -> HFEngine:
     """An engine on a model: `pilot` (built in, runs anywhere), a name on the hub, or a folder.
+
+    `system` is put before every conversation without a system message, `thinking` switches a template's thinking on or off,
+    and `rendered` says that texts are whole prompts which the chat template has written already.
 
     Raises `ArtefactError` where the model can't be loaded, `DataError` where it has no chat template and none was named.
     """
     from . import pilot
     from .engines.hf import HFEngine
+    from .engines.render import Rendering
 
+    rendering = Rendering(system, thinking, rendered)
     if model in pilot.VARIANTS:
         # kept small on disk in 16 bits, run in 32
         return HFEngine.load(
-            str(pilot.folder(model)), dtype="float32", device=device, batch_size=batch_size, label=model
-        )
-    return HFEngine.load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+            str(pilot.folder(model)), dtype="float32", device=device, batch_size=batch_size, label=model,
+            rendering=rendering,
+        )  # fmt: skip
+    return HFEngine.load(
+        model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size,
+        rendering=rendering,
+    )  # fmt: skip
 
 
 def load_vllm(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -104,6 +105,7 @@ def main(words: Sequence[str] | None = None) -> None:
     # before torch is loaded: threads that spin while they wait slow everything down on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if words is None else list(words)
+    _show_warnings_plainly()
     try:
         build(words)(list(words))
     except SteerlabError as problem:
@@ -115,6 +117,21 @@ def main(words: Sequence[str] | None = None) -> None:
         if end.code == INTERRUPTED:
             _interrupted()
         raise
+
+
+def _show_warnings_plainly() -> None:
+    """Our own warnings as a sentence, without the line of code that they come from."""
+    import warnings
+
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if category.__module__.startswith("steerlab."):
+            typer.echo(f"warning: {message}", err=True)
+        else:
+            usual(message, category, *place)
+
+    warnings.showwarning = show
 
 
 def _interrupted() -> None:

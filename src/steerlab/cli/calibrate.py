@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .common import (
+    Adopt,
     BatchSize,
     Config,
     Device,
     Dtype,
+    IsRendered,
     Json,
     Model,
+    OneThinking,
+    Opened,
     Revision,
+    System,
     TemplateOption,
+    adopted,
     console,
     dump,
     refuse_overwriting,
     say,
+    switched,
     took,
 )
 
@@ -64,6 +71,10 @@ def calibrate(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    adopt: Adopt = False,
+    system: System = None,
+    thinking: OneThinking = None,
+    rendered: IsRendered = False,
     batch_size: BatchSize = 64,
     force: Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")] = False,
     json: Json = False,
@@ -87,7 +98,10 @@ def calibrate(
         raise ConfigError("say where the calibrated steering goes: --out FILE.safetensors.")
     if fitted is None or out is not None:
         refuse_overwriting(path, force)
-    loaded = {"revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size}
+    loaded: dict[str, Any] = {
+        "revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size,
+        "system": system, "thinking": switched(thinking), "rendered": rendered,
+    }  # fmt: skip
     suite, task = suite_for(
         data or (target if fitted is None else source_of(fitted, target)), model, loaded, pairs, (rule, follows, fluent),
         neutral_file, items_file, text,
@@ -100,6 +114,8 @@ def calibrate(
     given: Steering | ArmPlan = fitted if fitted is not None else _arm(arm)
     settings = [] if fitted is not None else tried(suite, layers, positions, ranks)
     with Meter() as meter, progress.shown():
+        if fitted is not None and adopt:
+            given = adopted([Opened(Path(target), fitted)], suite.engine())[0].steering
         found = calibrated(suite, task, given, asked, settings=settings)
         found.steering.save(path)
     if json:
@@ -116,13 +132,11 @@ def suite_for(
 ) -> tuple[Suite, str]:  # fmt: skip
     """What a behaviour is measured on, and its task: the pilot's own suite for pilot:NAME, else one from files."""
     from .. import pilot
-    from .evaluate import suite_of
+    from .evaluate import pilot_suite, suite_of
 
     variant, _, task = data.partition(":")
     if task and variant in pilot.VARIANTS:
-        from ..pilot.suite import PilotSuite
-
-        return PilotSuite(variant, pairs=pairs, batch_size=loaded["batch_size"], device=loaded["device"]), task
+        return pilot_suite(variant, loaded, pairs), task
     suite = suite_of(model, loaded, pairs, data, rules, neutral, items, text, None, None)
     return suite, suite.tasks()[0].name
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -15,6 +15,8 @@ from ..errors import ArtefactError, ConfigError, nearest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..engines.base import Runner
+    from ..exports.base import Hints
     from ..meter import Meter
     from ..steering import Steering
 
@@ -75,27 +77,102 @@ def dump(thing: Mapping[str, Any] | Sequence[Any]) -> None:
     sys.stdout.write("\n")
 
 
-def composed(paths: Sequence[Path]) -> Steering | None:
-    """The steerings of several files, added in the order given; None without any."""
+Thinking = Annotated[
+    Literal["on", "off", "both"] | None,
+    typer.Option(
+        help="Switch the chat template's thinking (enable_thinking): on, off, or both.  [default: as the template does]"
+    ),
+]
+OneThinking = Annotated[
+    Literal["on", "off"] | None,
+    typer.Option(
+        "--thinking", help="Switch the chat template's thinking (enable_thinking).  [default: as the template does]"
+    ),
+]
+System = Annotated[
+    str | None, typer.Option(help="A system message before every conversation that has none.", show_default=False)
+]
+IsRendered = Annotated[
+    bool,
+    typer.Option(
+        "--rendered",
+        help="Texts are whole prompts that the chat template has written already: write nothing around them.",
+    ),
+]
+Adopt = Annotated[
+    bool,
+    typer.Option(
+        "--adopt", help="Take steerings over that were fitted on another model or chat template, as they are."
+    ),
+]
+
+
+def switched(thinking: str | None) -> bool | None:
+    """A switch of thinking as engines take it; None where it stays as the template has it, or both are wanted."""
+    return {"on": True, "off": False}.get(thinking or "")
+
+
+class Opened(NamedTuple):
+    """A steering's file, what it holds, and whether another tool wrote it."""
+
+    path: Path
+    steering: Steering
+    foreign: bool = False
+
+
+def opened(paths: Sequence[Path], hints: Hints | None = None) -> list[Opened]:
+    """The steerings of several files, other tools' among them. Raises `ArtefactError`.
+
+    `hints` say what a file of bare vectors doesn't.
+    """
+    from .. import exports
+    from ..artefact import is_steering
     from ..steering import Steering
 
-    whole: Steering | None = None
+    read: list[Opened] = []
     for path in paths:
-        loaded = Steering.load(path)
-        whole = loaded if whole is None else whole + loaded
+        foreign = path.exists() and not is_steering(path)
+        steering = exports.read(path, hints=hints) if foreign else Steering.load(path)
+        if hints is not None and not foreign and (hints.sites or hints.scale or hints.positions):
+            raise ConfigError(
+                f"{path} is a steering, which says itself where and how strongly it acts; leave --site, --scale and"
+                " --positions out (they are for bare vectors)."
+            )
+        read.append(Opened(path, steering, foreign))
+    return read
+
+
+def adopted(files: Sequence[Opened], engine: Runner) -> list[Opened]:
+    """The same steerings taken over for this model and template, each with a line that says what differs."""
+    from ..engines.likeness import misfits
+
+    taken: list[Opened] = []
+    for path, steering, foreign in files:
+        if reasons := misfits(steering.meta, engine.name, engine.fingerprint, engine.template, "done: --adopt"):
+            lost = "; its calibrated range is left out" if steering.meta.range is not None else ""
+            say(f"warning: {path} is taken over as it is{lost}: {'; '.join(reasons)}")
+            steering = steering.adopted(engine)
+        taken.append(Opened(path, steering, foreign))
+    return taken
+
+
+def composed(files: Sequence[Opened]) -> Steering | None:
+    """The steerings of several files, added in the order given; None without any."""
+    whole: Steering | None = None
+    for file in files:
+        whole = file.steering if whole is None else whole + file.steering
     return whole
 
 
-def keep_to_range(paths: Sequence[Path], strengths: Sequence[float], *, strict: bool) -> None:
+def keep_to_range(files: Sequence[Opened], strengths: Sequence[float], *, strict: bool) -> None:
     """Warn of strengths beyond what each file was calibrated for. Raises `EditError` of them with `strict`, and of files
     that aren't calibrated; a file without a range is said to have none.
     """
     from ..errors import EditError
     from ..ranges import in_words, standing
-    from ..steering import Steering
 
-    for path in paths:
-        told = Steering.load(path).meta.range
+    for path, steering, _ in files:
+        told = steering.meta.range
         found = [standing(told, s) for s in dict.fromkeys(strengths)]
         words = list(dict.fromkeys(f.words for f in found if f.words and (f.state != "weak" or not strict)))
         if strict and any(not f.allowed for f in found):
@@ -106,7 +183,7 @@ def keep_to_range(paths: Sequence[Path], strengths: Sequence[float], *, strict: 
             )
         for line in words:
             say(f"{'note' if told is None else 'warning'}: {path}: {line}")
-    if len(paths) > 1 and any(strengths):
+    if len(files) > 1 and any(strengths):
         say("note: what these steerings cost together isn't calibrated; `steerlab compose` measures it")
 
 

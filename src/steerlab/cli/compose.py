@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .common import (  # fmt: skip
+    Adopt,
     BatchSize,
     Config,
     Device,
     Dtype,
+    IsRendered,
     Json,
     Model,
+    OneThinking,
+    Opened,
     Revision,
+    System,
     TemplateOption,
+    adopted,
     console,
     dump,
     refuse_overwriting,
     say,
+    switched,
     took,
 )
 
@@ -52,6 +60,10 @@ def compose(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    adopt: Adopt = False,
+    system: System = None,
+    thinking: OneThinking = None,
+    rendered: IsRendered = False,
     batch_size: BatchSize = 64,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The proposed composition's file.")] = None,
     picture: Annotated[Path | None, typer.Option(help="The matrices as a picture (.svg).")] = None,
@@ -69,7 +81,10 @@ def compose(
     for path in (out, picture):
         if path is not None:
             refuse_overwriting(path, force)
-    loaded = {"revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size}
+    loaded: dict[str, Any] = {
+        "revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size,
+        "system": system, "thinking": switched(thinking), "rendered": rendered,
+    }  # fmt: skip
     suite, parts = _parts(steering, strength, data, rule, model, loaded, (neutral_file, items_file, text))
     asked = Asked(
         Budget(lost or None, kl or None, perplexity or None),
@@ -81,6 +96,9 @@ def compose(
         matrix=matrix,
     )
     with Meter() as meter, progress.shown():
+        if adopt:
+            taken = adopted([Opened(Path(p.name), p.steering) for p in parts], suite.engine())
+            parts = [replace(part, steering=file.steering) for part, file in zip(parts, taken, strict=True)]
         found = interference(suite, parts, asked)
     if json:
         dump(found.to_json())
@@ -128,7 +146,7 @@ def printed(found: Interference) -> None:
 
 def _parts(
     paths: list[Path], strengths: list[float] | None, data: list[str] | None, rules: list[str] | None, model: str,
-    loaded: dict[str, str | int | None], files: tuple[str | None, str | None, str | None],
+    loaded: dict[str, Any], files: tuple[str | None, str | None, str | None],
 ) -> tuple[Suite, list[Part]]:  # fmt: skip
     """Each steering with its task and strength, and what all are measured on. Raises `ConfigError` where numbers differ."""
     from ..errors import ConfigError

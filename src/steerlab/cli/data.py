@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import BatchSize, Config, Device, Dtype, Json, Model, Revision, TemplateOption, console, dump, say, took
+from .common import (
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    IsRendered,
+    Json,
+    Model,
+    OneThinking,
+    Revision,
+    System,
+    TemplateOption,
+    Thinking,
+    console,
+    dump,
+    say,
+    switched,
+    took,
+)
 
 if TYPE_CHECKING:
     from ..contrast import Example
@@ -25,6 +45,9 @@ def check(
     concept: Concept = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Check lengths and the template against this model.")] = None,
     template: TemplateOption = "chat",
+    system: System = None,
+    thinking: OneThinking = None,
+    rendered: IsRendered = False,
     json: Json = False,
     config: Config = None,
 ) -> None:  # fmt: skip
@@ -34,7 +57,10 @@ def check(
     from ..loading import load, read_data
 
     contrast = read_data(file, layout=layout, concept=concept)
-    report = checked(contrast, engine=load(model, template=template) if model else None)
+    engine = None
+    if model is not None:
+        engine = load(model, template=template, system=system, thinking=switched(thinking), rendered=rendered)
+    report = checked(contrast, engine=engine)
     if json:
         dump(report.to_json())
     else:
@@ -58,6 +84,8 @@ def make(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    system: System = None,
+    thinking: Thinking = None,
     batch_size: BatchSize = 32,
     json: Json = False,
     config: Config = None,
@@ -75,7 +103,8 @@ def make(
     judge = None if rule is None else parse_rule(rule)
     with Meter() as meter, progress.shown():
         engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
-        found = made(engine, concept, _instructions(instructions, pairs, seed), out=out, judge=judge, options=options)
+        asks = written(_instructions(instructions, pairs, seed), system, thinking)
+        found = made(engine, concept, asks, out=out, judge=judge, options=options)
     if json:
         dump(found.report.to_json())
     else:
@@ -126,6 +155,23 @@ def _instructions(path: Path | None, pairs: int, seed: int) -> list[Example]:
     if path is None:
         return list(pilot.prompts("ordinary", n=3 * pairs, seed=seed, split="train"))
     return instructions_from(path)
+
+
+def written(examples: Sequence[Example], system: str | None, thinking: str | None) -> list[Example]:
+    """The instructions with a system message and a switch of thinking, both of which the pairs then say themselves.
+
+    With `both`, every second instruction is answered with thinking.
+    """
+    from ..contrast import Message
+
+    ways: tuple[bool | None, ...] = (True, False) if thinking == "both" else (switched(thinking),)
+    made: list[Example] = []
+    for n, e in enumerate(examples):
+        bare = system is None or e.messages[0].role == "system"
+        messages = e.messages if bare else (Message("system", system or ""), *e.messages)
+        way = ways[n % len(ways)]
+        made.append(replace(e, messages=messages, thinking=e.thinking if way is None else way))
+    return made
 
 
 def instructions_from(path: Path) -> list[Example]:

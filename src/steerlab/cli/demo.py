@@ -28,7 +28,7 @@ def demo(
     from ..methods.base import method
     from ..pilot.suite import PilotSuite
     from .evaluate import measured, printed
-    from .generate import side_by_side
+    from .generate import name_of, side_by_side
     from .show import drawn
 
     concept, prompt = SHOWN
@@ -45,7 +45,7 @@ def demo(
     strengths = (-1.0, 0.0, 1.0, 1.25)
     for text in (prompt, f"{prompt} {pilot.request(concept, seed=1)}"):
         replies = engine.generate([text] * 4, [steering.scaled(s) for s in strengths], Sampling(64))
-        side_by_side(text, strengths, replies)
+        side_by_side(text, [name_of(s) for s in strengths], replies)
 
     say("\n3. measure: effect and cost of four arms on refusal and a concept, three fits each")
     plan = Plan(

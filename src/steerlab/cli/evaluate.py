@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import (
+    Adopt,
     BatchSize,
     Config,
     Device,
     Dtype,
+    IsRendered,
     Json,
     Model,
     Revision,
+    System,
     TemplateOption,
+    Thinking,
     console,
     dump,
     say,
+    switched,
     took,
 )
 
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from ..evals.results import Results, Row
     from ..evals.suite import Suite
     from ..evals.unit import ArmPlan, Plan
+    from ..pilot.suite import PilotSuite
 
 ALWAYS = ("random", "prompt")  # beside every method, as is the unsteered model
 DONE = {"elicit": "elicited", "suppress": "suppressed"}
@@ -66,6 +72,10 @@ def evaluate(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    adopt: Adopt = False,
+    system: System = None,
+    thinking: Thinking = None,
+    rendered: IsRendered = False,
     batch_size: BatchSize = 64,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; the same folder goes on where it was.")] = None,
     json: Json = False,
@@ -73,15 +83,19 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure effect and cost of methods or saved steerings: dev chooses the strength, test reports it.
 
-    The unsteered model, a random direction and the prompt are always beside. Writes report.html and results.json.
+    The unsteered model, a random direction and the prompt are always beside. Writes report.html and results.json. With
+    --thinking both it measures twice, in the folders `thinking` and `not-thinking`.
     """
     from ..evals.measure import split_amounts
     from ..evals.unit import ArmPlan, Plan
 
-    loaded = {"revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size}
+    loaded: dict[str, Any] = {
+        "revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size,
+        "system": system, "thinking": switched(thinking), "rendered": rendered,
+    }  # fmt: skip
     suite = suite_of(model, loaded, pairs, data, (rule, follows, fluent), neutral, items, text, layout, concept)
     named = [parse_arm(a) for a in (arm or ([] if steering else ["cdas", "diff_means"]))]
-    named += [ArmPlan(p.stem, file=str(p)) for p in steering or ()]
+    named += [ArmPlan(p.stem, file=str(p), adopt=adopt) for p in steering or ()]
     named += [ArmPlan(n, n) for n in ALWAYS if n not in {a.name for a in named}]
     dev, test = split_amounts(prompts, capability, tokens)
     plan = Plan(
@@ -90,14 +104,26 @@ def evaluate(
         dev=dev, test=test,
     )  # fmt: skip
     folder = out or Path("runs") / datetime.now(UTC).strftime("evaluate-%Y%m%d-%H%M%S")
-    results = measured(
-        suite, plan, folder, workers=workers, layers=layers, title="What steering does and what it costs"
-    )
+    runs = {folder: suite}
+    if thinking == "both":
+        ways = {"thinking": True, "not-thinking": False}
+        runs = {
+            folder / name: suite_of(
+                model, {**loaded, "thinking": way}, pairs, data, (rule, follows, fluent), neutral, items, text, layout, concept
+            )
+            for name, way in ways.items()
+        }  # fmt: skip
+    tables: dict[str, Any] = {}
+    for place, one in runs.items():
+        results = measured(
+            one, plan, place, workers=workers, layers=layers, title="What steering does and what it costs"
+        )
+        tables[place.name] = [_flat(row) for row in results.table]
+        if not json:
+            printed(results)
+        say(f"wrote {place / 'report.html'} and {place / 'results.json'}")
     if json:
-        dump([_flat(row) for row in results.table])
-    else:
-        printed(results)
-    say(f"wrote {folder / 'report.html'} and {folder / 'results.json'}")
+        dump(tables if thinking == "both" else tables[folder.name])
 
 
 def measured(
@@ -212,6 +238,22 @@ def _flat(row: Row) -> dict[str, Any]:
     return asdict(row)
 
 
+def pilot_suite(variant: str, loaded: Mapping[str, Any], pairs: int, *, neutral_pairs: int = 64) -> PilotSuite:
+    """The built-in model's suite. Raises `ConfigError` for what its template hasn't got."""
+    from ..errors import ConfigError
+    from ..pilot.suite import PilotSuite
+
+    if loaded.get("thinking") is not None or loaded.get("rendered"):
+        raise ConfigError(
+            "the built-in model's template has no switch for thinking, and its prompts are not rendered; leave --thinking and"
+            " --rendered out."
+        )
+    return PilotSuite(
+        variant, pairs=pairs, neutral_pairs=neutral_pairs, batch_size=loaded["batch_size"], device=loaded["device"],
+        system=loaded.get("system"),
+    )  # fmt: skip
+
+
 def suite_of(
     model: str, loaded: dict[str, Any], pairs: int, data: str | None, rules: tuple[str | None, str | None, str | None],
     neutral: str | None, items: str | None, text: str | None, layout: str | None, concept: str | None,
@@ -221,7 +263,6 @@ def suite_of(
     from ..errors import ConfigError
     from ..evals.files import FileSuite
     from ..loading import load
-    from ..pilot.suite import PilotSuite
 
     if data is None:
         if model not in pilot.VARIANTS:
@@ -229,9 +270,7 @@ def suite_of(
                 f"the model {model!r} has no built-in tasks; give your contrast data and what tells the behaviour"
                 " (--data FILE --rule words:...)."
             )
-        return PilotSuite(
-            model, pairs=pairs, neutral_pairs=pairs, batch_size=loaded["batch_size"], device=loaded["device"]
-        )
+        return pilot_suite(model, loaded, pairs, neutral_pairs=pairs)
     rule, following, fluency = rules
     if rule is None:
         raise ConfigError(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import (
+    Adopt,
     Config,
     Device,
     Dtype,
     Json,
+    Opened,
     Revision,
     TemplateOption,
+    adopted,
     console,
     dump,
     refuse_overwriting,
@@ -107,6 +111,9 @@ def import_(
     out: Annotated[Path, typer.Option("--out", "-o", help="The steering's file (.safetensors).")],
     format: Annotated[str | None, typer.Option(help="Its format, where it isn't recognised (`steerlab formats`).")] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="The block, 0-based, where the file doesn't say it.")] = None,
+    site: Annotated[str | None, typer.Option(help="Where bare vectors act: 12, 8-11, resid@12,mlp@12 (one for each vector).")] = None,
+    scale: Annotated[float | None, typer.Option(help="What bare vectors are multiplied by at strength 1.  [default: 1]")] = None,
+    positions: Annotated[str | None, typer.Option(help="Tokens at which bare vectors act.  [default: all]")] = None,
     concept: Annotated[int, typer.Option(min=0, help="The row of a dump of several concepts.")] = 0,
     positive: Annotated[float | None, typer.Option(help="Where a clamp's +1 sets the coordinate (max_act times the factor).")] = None,
     negative: Annotated[float | None, typer.Option(help="Where its -1 does.")] = None,
@@ -123,15 +130,23 @@ def import_(
     """Make a steering of another tool's file. Nothing in it is executed: no pickle but torch's restricted reader of tensors."""
     refuse_overwriting(out, force)
     from .. import exports
-    from ..exports.base import Hints
+    from .generate import hints_of
     from .show import described, drawn
 
-    steering = exports.read(file, format, Hints(layer, concept, positive, negative, prefix))
+    hints = replace(
+        hints_of(site, scale, positions),
+        layer=layer,
+        concept=concept,
+        positive=positive,
+        negative=negative,
+        prefix=prefix,
+    )
+    steering = exports.read(file, format, hints)  # a mistake in the file is told before the model is loaded
     if model is not None:
         from ..loading import load
 
         engine = load(model, revision=revision, dtype=dtype, device=device, template=template)
-        steering = steering.adopted(engine)
+        steering = exports.read(file, format, replace(hints, depth=engine.depth)).adopted(engine)
         engine.accept(steering)
     steering.save(out)
     if json:
@@ -173,6 +188,7 @@ def verify(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    adopt: Adopt = False,
     json: Json = False,
     config: Config = None,
 ) -> None:  # fmt: skip
@@ -189,6 +205,8 @@ def verify(
     with Meter() as meter, progress.shown():
         named = model or steering.meta.model or "pilot"
         engine = load(named, revision=revision, dtype=dtype, device=device, template=template)
+        if adopt:
+            steering = adopted([Opened(file, steering)], engine)[0].steering
         asked = [Example.ask(text) for text in prompt] if prompt else None
         names = [name.strip() for name in on.split(",") if name.strip()]
         options = Options(

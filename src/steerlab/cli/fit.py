@@ -15,13 +15,17 @@ from .common import (
     Config,
     Device,
     Dtype,
+    IsRendered,
     Json,
     Model,
     Revision,
+    System,
     TemplateOption,
+    Thinking,
     dump,
     refuse_overwriting,
     say,
+    switched,
     took,
 )  # fmt: skip
 
@@ -77,6 +81,9 @@ def fit(
     dtype: str = "auto",
     device: str | None = None,
     template: Any = "chat",
+    system: str | None = None,
+    thinking: str | None = None,
+    rendered: bool = False,
     batch_size: int = 32,
     layout: str | None = None,
     concept: str | None = None,
@@ -102,7 +109,12 @@ def fit(
     made = method(name, settings)
     with Meter() as meter, progress.shown():
         contrast = read_data(data, n=pairs, seed=data_seed, layout=layout, concept=concept)
-        engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+        engine = load(
+            model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size, system=system,
+            thinking=switched(thinking), rendered=rendered,
+        )  # fmt: skip
+        if thinking == "both":
+            contrast = contrast.both_ways_of_thinking()
         if dry_run:
             expected = forecast(made, engine, contrast)
             dump(expected._asdict()) if json else typer.echo(expected.told())
@@ -143,7 +155,8 @@ def _command(name: str, cls: type[Any]) -> Callable[..., None]:
     own = [parameter(f, hints[f.name]) for f in dataclasses.fields(cls) if f.init]
     common = {
         "model": (Model, "pilot"), "revision": (Revision, None), "dtype": (Dtype, "auto"), "device": (Device, None),
-        "template": (TemplateOption, "chat"), "batch_size": (BatchSize, 32), "layout": (Layout, None),
+        "template": (TemplateOption, "chat"), "system": (System, None), "thinking": (Thinking, None),
+        "rendered": (IsRendered, False), "batch_size": (BatchSize, 32), "layout": (Layout, None),
         "concept": (Concept, None), "pairs": (Pairs, 64), "data_seed": (DataSeed, 0), "cache_gb": (Cache, 0.0),
         "dry_run": (DryRun, False), "force": (Force, False),
         "json": (Json, False), "config": (Config, None),

@@ -8,17 +8,23 @@ from typing import Annotated, Literal
 import typer
 
 from .common import (
+    Adopt,
     BatchSize,
     Config,
     Device,
     Dtype,
     Json,
     Model,
+    OneThinking,
+    Opened,
     Revision,
+    System,
     TemplateOption,
+    adopted,
     dump,
     refuse_overwriting,
     say,
+    switched,
     took,
 )  # fmt: skip
 
@@ -48,6 +54,9 @@ def gate(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    adopt: Adopt = False,
+    system: System = None,
+    thinking: OneThinking = None,
     batch_size: BatchSize = 32,
     force: Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")] = False,
     json: Json = False,
@@ -66,7 +75,12 @@ def gate(
     with Meter() as meter, progress.shown():
         steering, contrast = Steering.load(file), read_data(data, n=pairs, seed=seed)
         others = () if neutral is None else read_prompts(neutral, n=4 * pairs, seed=seed)
-        engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+        engine = load(
+            model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size, system=system,
+            thinking=switched(thinking),
+        )  # fmt: skip
+        if adopt:
+            steering = adopted([Opened(file, steering)], engine)[0].steering
         where = None if site is None else Site.parse(site)
         made = gated(engine, steering, contrast, others, opens=opens, when=when, site=where, rate=rate, seed=seed)
         made.save(out)

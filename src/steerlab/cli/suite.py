@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import (
+    Adopt,
     BatchSize,
     Config,
     Device,
     Dtype,
     Json,
     Model,
+    OneThinking,
     Revision,
+    System,
     TemplateOption,
+    adopted,
     composed,
     console,
     dump,
+    opened,
     refuse_overwriting,
     say,
+    switched,
     took,
 )  # fmt: skip
 
@@ -47,6 +53,9 @@ def suite(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    adopt: Adopt = False,
+    system: System = None,
+    thinking: OneThinking = None,
     batch_size: BatchSize = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 64,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for suite.json, rows.jsonl and report.md.")] = None,
@@ -78,9 +87,13 @@ def suite(
     found = made(str(name), {**_settings(set_), "seed": seed, **({} if n is None else {"n": n})})
     with Meter() as meter, progress.shown():
         items = found.of_pilot(_own(found, variant)) if data is None else found.read(data)
-        engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+        engine = load(
+            model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size, system=system,
+            thinking=switched(thinking),
+        )  # fmt: skip
+        files = opened(steering or [])
         whole = (
-            composed(steering or [])
+            composed(adopted(files, engine) if adopt else files)
             if method is None
             else fitted(found, engine, method, _settings(method_set), fit_on, variant, seed)
         )

@@ -236,7 +236,7 @@ def _write(engine: Writer, example: Example) -> Written:
 
     renderer = engine.renderer
     try:
-        prompt = renderer.prompt(example.messages).ids
+        prompt = renderer.example(example).ids
         answer = None if example.answer is None else renderer.answer(example.answer)
     except DataError as problem:
         return Written(0, None, "", str(problem))

@@ -256,6 +256,11 @@ class Runner(ABC):
         return None
 
     @property
+    def rendering(self) -> dict[str, Any]:
+        """What is written into every conversation beyond its messages (`render.Rendering`); empty for nothing."""
+        return {}
+
+    @property
     def versions(self) -> dict[str, str]:
         """What it runs on: package names and versions."""
         return {"steerlab": __version__, "torch": str(torch.__version__), "python": platform.python_version()}

@@ -43,12 +43,12 @@ from .head import Head
 from .hf_follow import Follower
 from .hf_generate import Decoder, Row, piece, reply
 from .hf_hooks import Hooks, Plan, refuse_compiled
-from .hf_model import ends, identity, loaded, shape, sketch, text_config
+from .hf_model import ends, identity, loaded, shape, sizes_of, sketch, text_config
 from .hf_pass import Passes, without_gradients
 from .hf_refuse import refused, without_prompts
 from .hf_rows import Padding, by_length, decoding, item, padded
 from .hf_sites import Anatomy
-from .render import Renderer, Template
+from .render import Renderer, Rendering, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,7 +60,8 @@ class HFEngine(Trainable):
     """Runs a transformers causal model under steerings, and shows its inside.
 
     `template` is "chat" (the tokenizer's own) or, for base models and only when asked for, "plain". `batch_size` rows
-    run at once; `chunk` reads long prompts in pieces of so many tokens. `padding` is the side for scoring and capturing
+    run at once; `rendering` is a system message, thinking, or texts that are rendered already;
+    `chunk` reads long prompts in pieces of so many tokens. `padding` is the side for scoring and capturing
     (replies are always decoded left-padded). Raises `UnsupportedError` for a model compiled by torch.compile.
     """
 
@@ -74,6 +75,7 @@ class HFEngine(Trainable):
         chunk: int | None = None,
         padding: Padding = "right",
         name: str | None = None,
+        rendering: Rendering = Rendering(),  # noqa: B008  (immutable)
     ) -> None:
         if batch_size < 1 or (chunk is not None and chunk < 1):
             raise ConfigError(f"batch_size is {batch_size} and chunk {chunk}; expected at least 1.")
@@ -85,7 +87,7 @@ class HFEngine(Trainable):
         self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self._check_compiled()
         self.anatomy = Anatomy(model, model.config)
-        self.renderer = Renderer(tokenizer, template, ends(model, tokenizer))
+        self.renderer = Renderer(tokenizer, template, ends(model, tokenizer), rendering=rendering)
         self._passes = Passes(model, self.anatomy)
         self._fingerprint: dict[str, Any] | None = None
 
@@ -100,6 +102,7 @@ class HFEngine(Trainable):
         template: Template = "chat",
         batch_size: int = 32,
         label: str | None = None,
+        rendering: Rendering = Rendering(),  # noqa: B008  (immutable)
     ) -> Self:
         """A model by its name on the hub or its folder, in evaluation mode (`steerlab.load` knows the built-in ones).
 
@@ -108,7 +111,9 @@ class HFEngine(Trainable):
         `ConfigError` for a device that doesn't exist.
         """
         model, tokenizer = loaded(name, revision=revision, dtype=dtype, device=device)
-        return cls(model.eval(), tokenizer, template=template, batch_size=batch_size, name=label or name)
+        return cls(
+            model.eval(), tokenizer, template=template, batch_size=batch_size, name=label or name, rendering=rendering
+        )
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
@@ -155,7 +160,11 @@ class HFEngine(Trainable):
     @property
     def fingerprint(self) -> dict[str, Any]:
         if self._fingerprint is None:
-            self._fingerprint = {"shape": shape(self.model), "sketch": sketch(self.model, self.anatomy)}
+            self._fingerprint = {
+                "shape": shape(self.model),
+                "sizes": sizes_of(text_config(self.model)),
+                "sketch": sketch(self.model, self.anatomy),
+            }
         return self._fingerprint
 
     @property
@@ -172,6 +181,10 @@ class HFEngine(Trainable):
     @property
     def template(self) -> str:
         return self.renderer.digest
+
+    @property
+    def rendering(self) -> dict[str, Any]:
+        return self.renderer.rendering.to_json()
 
     def refuses(self, steering: Steering) -> list[str]:
         return [*refuse_compiled(self.model), *refused(self, steering)]

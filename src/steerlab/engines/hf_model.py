@@ -98,6 +98,12 @@ def shape(model: PreTrainedModel) -> str:
     return shape_of(text_config(model))
 
 
+def sizes_of(config: Any) -> dict[str, str | int]:
+    """The sizes themselves, by name, so that a person can be told which differ."""
+    sizes = {key: getattr(config, key, None) for key in BY_NUMBER}
+    return {key: value for key, value in sizes.items() if isinstance(value, (str, int))}
+
+
 def shape_of(config: Any) -> str:
     """A digest of the sizes that a language model's configuration gives."""
     told = {key: getattr(config, key, None) for key in BY_NUMBER}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..deltas import WeightEdit
 from ..errors import SiteError, UnsupportedError
-from ..steering import Steering, same_model
+from ..steering import Steering
+from .likeness import misfits
 
 if TYPE_CHECKING:
     from .hf import HFEngine
@@ -15,20 +16,7 @@ if TYPE_CHECKING:
 
 def refused(engine: HFEngine, steering: Steering) -> list[str]:
     """Every reason for which an engine would not run a steering exactly, in words."""
-    reasons: list[str] = []
-    known = steering.meta.fingerprint
-    if known is not None and not same_model(known, engine.fingerprint):
-        reasons.append(
-            f"it was fitted on {steering.meta.model or 'another model'}, whose shape or weights differ from"
-            f" {engine.name}'s (refit it here, or say so with steering.adopted(engine))"
-        )
-    fitted = steering.meta.template
-    if fitted is not None and fitted != engine.template and known is not None:
-        what = {"plain": "plain text"}
-        reasons.append(
-            f"it was fitted with {what.get(fitted, 'a chat template')} and this engine writes prompts as"
-            f" {what.get(engine.template, 'another chat template')} (use the same template, or steering.adopted(engine))"
-        )
+    reasons = misfits(steering.meta, engine.name, engine.fingerprint, engine.template)
     for i in steering.interventions:
         try:
             width = engine.width(i.site)

@@ -13,17 +13,17 @@ from ..steering import Steering
 from .base import Batch, Conversation, Sampling, as_example
 from .hf_generate import Row
 from .packing import Item
-from .render import Rendered, Renderer
+from .render import Extras, Rendered, Renderer
 
 Padding = Literal["left", "right"]
 
 
 def rendered(renderer: Renderer, example: Example, steering: Steering | None) -> Rendered:
     """The prompt as the model reads it, with the text that a steering puts in."""
-    messages = example.messages
+    messages = renderer.conversation(example.messages)
     if steering is not None and steering.prompt is not None:
         messages = steering.prompt.apply(messages)
-    return renderer.prompt(messages)
+    return renderer.prompt(messages, Extras(thinking=example.thinking))
 
 
 def item(

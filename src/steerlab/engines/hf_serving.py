@@ -45,7 +45,7 @@ class Prompts:
 
     def __init__(self, engine: Speaking) -> None:
         own = copy.deepcopy(engine.tokenizer)
-        self._renderer = Renderer(own, engine.renderer.template, engine.renderer.ends, kept=KEPT)
+        self._renderer = Renderer(own, engine.renderer.template, engine.renderer.ends, kept=KEPT, warns=False)
         self._lock, self.vocabulary = Lock(), len(own)
 
     @property

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ..contrast import Message
+from ..contrast import Example, Message
 from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,6 +45,28 @@ class Extras(NamedTuple):
 NOTHING = Extras()
 
 
+class Rendering(NamedTuple):
+    """How conversations are written beyond what their messages say.
+
+    `system` is put before every conversation that has no system message. `thinking` switches the template's thinking on or
+    off (None: as the template likes); an example that says so itself wins. `rendered`: each text is a whole prompt that
+    somebody has written with the chat template, so that nothing is written around it.
+    """
+
+    system: str | None = None
+    thinking: bool | None = None
+    rendered: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs from the usual, as plain data."""
+        usual = Rendering()
+        return {k: v for k, v in self._asdict().items() if v != getattr(usual, k)}
+
+
+class RenderedTwice(UserWarning):
+    """A text holds tokens of the chat template, which is then written around it a second time."""
+
+
 class Rendered(NamedTuple):
     """A prompt's ids, and how many of them are the template's head."""
 
@@ -55,14 +78,28 @@ class Renderer:
     """Turns messages into ids for one tokenizer.
 
     `template="chat"` is the tokenizer's own chat template; `"plain"` joins the messages' texts with line breaks, for
-    base models, and is only ever used when asked for. Raises `DataError` for a tokenizer without a chat template.
+    base models, and is only ever used when asked for. `rendering` says what is written beyond the messages; with
+    `warns`, a text that looks rendered already is warned of once (`RenderedTwice`). Raises
+    `DataError` for a tokenizer without a chat template, and for thinking where the template has no switch for it.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: Template, ends: Sequence[int], *, kept: int = KEPT
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        ends: Sequence[int],
+        *,
+        kept: int = KEPT,
+        rendering: Rendering = Rendering(),  # noqa: B008  (immutable)
+        warns: bool = True,
     ) -> None:
         if template not in ("chat", "plain"):
             raise ConfigError(f"the template is {template!r}; expected 'chat' or 'plain'.")
+        if rendering.rendered and (rendering.system is not None or rendering.thinking is not None):
+            raise ConfigError(
+                "a system message and thinking are written by the template, and texts that are rendered already have none to"
+                " come; leave --rendered out, or --system and --thinking."
+            )
         if template == "chat" and not tokenizer.chat_template:
             raise DataError(
                 "this model's tokenizer has no chat template, so there is no one right way to write a conversation."
@@ -70,8 +107,13 @@ class Renderer:
                 " tokenizer.chat_template."
             )
         self._tokenizer, self._kept = tokenizer, kept
+        self.rendering = rendering
         self.template: Template = template
         self.ends = tuple(dict.fromkeys(ends))
+        if rendering.thinking is not None:
+            self._need_switch()
+        self._warned = not warns  # of texts that are rendered twice
+        self._template_tokens: frozenset[str] | None = None
         self._close: int | None = None
         self._special: dict[int, str] | None = None
         self._prompts: dict[
@@ -93,10 +135,25 @@ class Renderer:
         written: Any = self._tokenizer.chat_template if self.template == "chat" else ""
         return "\n".join(map(str, written.values())) if isinstance(written, dict) else str(written)
 
+    def conversation(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages, begun with the system message of `rendering` where they have none."""
+        if self.rendering.system is None or messages[0].role == "system":
+            return tuple(messages)
+        return (Message("system", self.rendering.system), *messages)
+
+    def example(self, example: Example) -> Rendered:
+        """An example's prompt as the model reads it."""
+        return self.prompt(self.conversation(example.messages), Extras(thinking=example.thinking))
+
     def prompt(self, messages: Sequence[Message | Turn], extras: Extras = NOTHING) -> Rendered:
         """The ids up to where the assistant begins. Raises `DataError` for a conversation without any token."""
+        if extras.thinking is None:
+            extras = extras._replace(thinking=self.rendering.thinking)
         key = (tuple(messages), extras)
         if key not in self._prompts:
+            if self.rendering.rendered:
+                return self._as_written(messages)
+            self._warn_of_template([m.content for m in messages])
             ids = self._ids(messages, extras=extras)
             if not ids:
                 raise DataError("the prompt has no tokens; expected some text.")
@@ -111,9 +168,62 @@ class Renderer:
         if text not in self._answers:
             if len(self._answers) >= self._kept:
                 self._answers.clear()
+            if not self.rendering.rendered:
+                self._warn_of_template([text])
             self._answers[text] = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
         ids = self._answers[text]
+        if self.rendering.rendered and ids and ids[-1] == self.close:
+            ids = ids[:-1]  # written with the rest of the template; it comes back where the turn is to be closed
         return [*ids, self.close] if close and self.close is not None else list(ids)
+
+    def _as_written(self, messages: Sequence[Message | Turn]) -> Rendered:
+        """A prompt that was rendered by somebody else, as it is. Raises `DataError` for more than one message."""
+        if len(messages) != 1:
+            roles = ", ".join(m.role for m in messages)
+            raise DataError(
+                f"a rendered prompt is one text, and this conversation has {len(messages)} messages ({roles}); give the whole"
+                " prompt as one message, or leave --rendered out and let the template write it."
+            )
+        ids = list(self._tokenizer(messages[0].content, add_special_tokens=False)["input_ids"])  # pyright: ignore
+        if not ids:
+            raise DataError("the prompt has no tokens; expected some text.")
+        return Rendered(ids, self.head_of(ids))
+
+    def template_tokens(self) -> frozenset[str]:
+        """The special tokens that the chat template writes (a text that holds one was rendered already); none for plain text."""
+        if self._template_tokens is None:
+            written = "" if self.template == "plain" else self.template_text
+            try:
+                turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+                ids = self._ids(turns) if self.template == "chat" else []
+            except DataError:
+                ids = []
+            names = self._specials()
+            tokens = {name for i, name in names.items() if name.strip() and (i in ids or name in written)}
+            self._template_tokens = frozenset(tokens)
+        return self._template_tokens
+
+    def _warn_of_template(self, texts: Sequence[str]) -> None:
+        """Say once that a text looks rendered already."""
+        if self._warned:
+            return
+        tokens = [t for t in self.template_tokens() if any(t in text for text in texts)]
+        if tokens:
+            self._warned = True
+            warnings.warn(
+                f"a text holds {tokens[0]!r}, which the chat template writes, so that it is rendered twice: the model reads the"
+                " template's tokens within a message. Give the bare messages, or say that texts are rendered already"
+                " (--rendered, steerlab.load(..., rendered=True)).",
+                RenderedTwice,
+                stacklevel=2,
+            )
+
+    def _need_switch(self) -> None:
+        if self.template == "plain" or "enable_thinking" not in self.template_text:
+            raise DataError(
+                "this model's chat template has no switch for thinking (enable_thinking); leave --thinking out, or ask for it in"
+                " the messages."
+            )
 
     def head_of(self, ids: Sequence[int]) -> int:
         """The template's head of a prompt that somebody else rendered: what it shares with two one-letter ones."""
@@ -190,6 +300,8 @@ class Renderer:
             ids: Any = self._tokenizer(text)["input_ids"]
             return _without_end(list(ids), self.ends)
         turns = [_as_dict(m) for m in messages]
+        if extras.thinking is not None:
+            self._need_switch()
         more: dict[str, Any] = {} if extras.thinking is None else {"enable_thinking": extras.thinking}
         tools = json.loads(extras.tools) if extras.tools else None
         try:

@@ -34,7 +34,7 @@ class FileSuite(Suite):
     which the behaviour is brought out, positives' those on which it is taken away. `neutral` and `items` are JSON Lines
     of examples (items need the tag `right`), `text` a plain text; what isn't given isn't measured. `load` makes the
     engine from `model`. `following` and `fluency` are rules, as `rule` is, for whether a reply follows its instruction and reads
-    well.
+    well. `system`, `thinking` and `rendered` are how conversations are written (`engines.render.Rendering`).
     """
 
     data: str
@@ -54,11 +54,14 @@ class FileSuite(Suite):
     name: str | None = None
     following: str | None = None
     fluency: str | None = None
+    system: str | None = None
+    thinking: bool | None = None
+    rendered: bool = False
 
     def engine(self) -> Trainable:
         return self.load(
             self.model, revision=self.revision, dtype=self.dtype, device=self.device, template=self.template,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size, system=self.system, thinking=self.thinking, rendered=self.rendered,
         )  # fmt: skip
 
     def files(self) -> Sequence[str | os.PathLike[str]]:

@@ -29,7 +29,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class ArmPlan:
     """An arm: a method with its settings, a saved steering (`file`), or an earlier arm's served one-sided (`one_sided_of`).
 
-    `strengths` replaces the plan's for it alone.
+    `strengths` replaces the plan's for it alone. With `adopt` a file is taken over that was fitted on another model.
     """
 
     name: str
@@ -39,6 +39,7 @@ class ArmPlan:
     one_sided_of: str | None = None
     label: str = ""
     strengths: tuple[float, ...] | None = None
+    adopt: bool = False
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.method, self.file, self.one_sided_of))) != 1:
@@ -106,7 +107,8 @@ def run_unit(suite: Suite, plan: Plan, task: str, seed: int, engine: Trainable) 
 def fit_arm(suite: Suite, plan: Plan | None, arm: ArmPlan, task: str, seed: int, engine: Trainable) -> Steering:
     """The arm's steering for this task and seed; with no plan, at the site that the arm or its method names."""
     if arm.file:
-        return Steering.load(arm.file)
+        steering = Steering.load(arm.file)
+        return steering.adopted(engine) if arm.adopt else steering
     return method_of(suite, plan, arm, task, seed).fit(engine, suite.contrast(task, seed))
 
 

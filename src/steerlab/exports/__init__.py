@@ -61,12 +61,20 @@ def read(path: str | PathLike[str], format: str | None = None, hints: Hints | No
     made = format_named(format)
     if not made.reads:
         raise ConfigError(f"the format {format} is only written ({made.why_not_read}).")
-    return made.read(path, hints or Hints())
+    hints = hints or Hints()
+    unused = [n for n in ("sites", "scale", "positions") if getattr(hints, n) not in ((), None) and n not in made.takes]
+    if unused:
+        raise ConfigError(
+            f"{path} is read as {format}, which says itself where and how strongly it acts; leave {' and '.join(unused)} out,"
+            " or name --format raw."
+        )
+    return made.read(path, hints)
 
 
 def recognised(path: Path) -> str:
     """The format of a file. Raises `ArtefactError` where none claims it, or several do."""
-    claimed = [name for name, made in formats().items() if made.reads and made.claims(path)]
+    claims = {name: made for name, made in formats().items() if made.reads and made.claims(path)}
+    claimed = [name for name, made in claims.items() if not made.fallback] or list(claims)
     if len(claimed) != 1:
         told = f"could be {' or '.join(claimed)}" if claimed else "is of no format that is read here"
         known = ", ".join(name for name, made in formats().items() if made.reads)

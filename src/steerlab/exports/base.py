@@ -16,7 +16,7 @@ from .. import plugins
 from ..controls import Constant
 from ..edits import AffineMap, Edit
 from ..errors import ArtefactError, UnsupportedError
-from ..positions import ALL
+from ..positions import ALL, Positions
 from ..sites import Site
 from ..steering import Meta, Steering
 
@@ -26,13 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a foreign file leaves unsaid: the block, which row of a dump, a clamp's poles, tokens left alone before it."""
+    """What a foreign file leaves unsaid: the block, which row of a dump, a clamp's poles, tokens left alone before it.
+
+    Of bare vectors: the `sites` in the file's order, what their numbers are multiplied by, the positions, and how many blocks
+    (`depth`) the model has, where it is known.
+    """
 
     layer: int | None = None
     concept: int = 0
     positive: float | None = None
     negative: float | None = None
     prefix: int = 0
+    sites: tuple[Site, ...] = ()
+    scale: float | None = None
+    positions: Positions | None = None
+    depth: int | None = None
 
 
 class Written(NamedTuple):
@@ -64,6 +72,8 @@ class Format(ABC):
     reads: ClassVar[bool] = True
     why_not_read: ClassVar[str] = ""
     needs_model: ClassVar[bool] = False
+    fallback: ClassVar[bool] = False  # read a file as this one where no other format claims it
+    takes: ClassVar[tuple[str, ...]] = ()  # the hints, beside layer, concept, poles and prefix, that its reader uses
 
     @property
     def name(self) -> str:

@@ -202,6 +202,7 @@ def assemble(
             "negative": len(contrast.negative),
             "neutral": len(contrast.neutral),
             "paired": contrast.paired,
+            **({"rendering": engine.rendering} if engine.rendering else {}),
         },
         versions=engine.versions,
         figures=dict(figures or {}),

@@ -25,20 +25,24 @@ PROMPT_ARM = {  # wordings for the two tasks that nobody asks for by name
 
 @dataclass(frozen=True)
 class PilotSuite(Suite):
-    """Every behaviour of a variant. `pairs` are fitted on, `neutral_pairs` of the data's neutral prompts come with them."""
+    """Every behaviour of a variant. `pairs` are fitted on, `neutral_pairs` of the data's neutral prompts come with them;
+    `system` is a message before every conversation.
+    """
 
     variant: str = "pilot"
     pairs: int = 64
     neutral_pairs: int = 64
     batch_size: int = 64
     device: str | None = None
+    system: str | None = None
 
     def engine(self) -> Trainable:
         from ..engines.hf import HFEngine
+        from ..engines.render import Rendering
 
         return HFEngine.load(
             str(pilot.folder(self.variant)), dtype="float32", device=self.device, batch_size=self.batch_size,
-            label=self.variant,
+            label=self.variant, rendering=Rendering(self.system),
         )  # fmt: skip
 
     def files(self) -> Sequence[str | os.PathLike[str]]:

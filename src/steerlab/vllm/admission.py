@@ -24,10 +24,11 @@ from threading import Lock
 from typing import Any, Literal, cast
 
 from ..controls import Gate
+from ..engines.likeness import misfits
 from ..engines.readout import Readout, readouts
 from ..errors import ArtefactError, DataError, UnsupportedError, nearest
 from ..positions import Positions
-from ..steering import Intervention, Steering, same_model
+from ..steering import Intervention, Steering
 from .asks import wanted
 from .batch import Plan, looks_of, rows_of, same_gate
 from .rows import refused
@@ -303,16 +304,11 @@ class Admission:
         if model.fingerprint is None:
             reasons.append(
                 f"it was fitted on {meta.model or 'some model'}, and the weights' files of {model.name} can't be read to compare"
-                ' (start with "adopt": true to take it over as it is)'
+                ' (start with --adopt, or "adopt": true, to take it over as it is)'
             )
-        elif not same_model(meta.fingerprint, model.fingerprint):
-            reasons.append(
-                f"it was fitted on {meta.model or 'another model'}, whose shape or weights differ from {model.name}'s (refit it,"
-                ' or start with "adopt": true)'
-            )
-        elif meta.template is not None and meta.template != model.template:
-            reasons.append(
-                'it was fitted with another chat template (start with "adopt": true to take it over as it is)'
+        else:
+            reasons += misfits(
+                meta, model.name, model.fingerprint, model.template, 'start with --adopt, or "adopt": true'
             )
         return reasons
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.hf_model import sampled, shape_of
+from ..engines.hf_model import sampled, shape_of, sizes_of
 from ..engines.render import Renderer
 from ..errors import DataError
 from .admission import Known
@@ -41,7 +41,7 @@ def fingerprint(name: str, revision: str | None = None) -> dict[str, Any] | None
         return None
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     sketch = {key: sampled(w) for key, path in _names(config, text).items() if (w := _tensor(folder, path)) is not None}
-    return {"shape": shape_of(text), "sketch": sketch} if sketch else None
+    return {"shape": shape_of(text), "sizes": sizes_of(text), "sketch": sketch} if sketch else None
 
 
 def _folder(name: str, revision: str | None) -> Path | None:
