@@ -111,3 +111,29 @@ def test_evaluate_adopts(copies, tmp_path, steerlab):
     assert code == 2 and "changed copy" in errors
     _, rows, _ = steerlab(*words, "--adopt", "--out", str(tmp_path / "adopted"))
     assert "s" in {row["arm"] for row in json.loads(rows)}
+
+
+def test_a_server_adopts_uploads_and_files_without_their_ranges(engine, tmp_path):
+    from contextlib import closing
+    from dataclasses import replace
+
+    from serving import TEXT, Here, shift
+
+    there = resized(engine)
+    told = {"directions": {"elicit": {"sign": 1, "max_safe": 1.2}}, "budget": {"kl": 0.1}}
+    steering = shift(there, 1, range=told)
+    (tmp_path / "refusing").mkdir()
+    steering.save(tmp_path / "one.safetensors")
+    data = (tmp_path / "one.safetensors").read_bytes()
+    with closing(Here(engine, tmp_path / "refusing")) as here:
+        assert "changed copy" in here.ask("PUT", "/v1/steerings/one", content=data).text
+    (tmp_path / "store").mkdir()
+    steering.save(tmp_path / "store" / "kept.safetensors")
+    with closing(Here(engine, tmp_path / "store", adopt=True)) as here:
+        assert here.ask("PUT", "/v1/steerings/one", content=data).status_code == 201
+        native = replace(steering, meta=replace(steering.meta, fingerprint=None))
+        reply = engine.generate([TEXT], native, sl.Sampling(8))[0].text
+        for name in ("one", "kept"):
+            answer = here.chat(TEXT, steering=name, max_tokens=8, temperature=0).json()
+            assert answer["choices"][0]["message"]["content"] == reply
+            assert answer["steering"]["applied"][0]["standing"] == "not calibrated"

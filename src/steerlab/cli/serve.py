@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, nearest
-from .common import BatchSize, Config, Device, Dtype, Model, Revision, TemplateOption, say
+from .common import Adopt, BatchSize, Config, Device, Dtype, Model, Revision, TemplateOption, say
 
 KEY = "STEERLAB_API_KEY"
 ENGINES = ("hf", "vllm")
@@ -29,6 +29,7 @@ def serve(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    adopt: Adopt = False,
     batch_size: BatchSize = 64,
     waiting: Annotated[int, typer.Option(min=0, help="Replies that may wait beyond these; more get 429.")] = 256,
     most_tokens: Annotated[int, typer.Option(min=1, help="Longest reply that may be asked for.")] = 1024,
@@ -68,7 +69,7 @@ def serve(
         store=store, rows=batch_size, waiting=waiting, prefill=prefill, most_tokens=most_tokens,
         default_tokens=min(256, most_tokens), body=body, upload=upload, stored=stored, rate=rate, timeout=timeout,
         patience=patience, drain=drain, cors=tuple(cors or ()), monitors=tuple(monitor or ()), log_prompts=log_prompts,
-        strict=strict, shared=shared,
+        strict=strict, shared=shared, adopt=adopt,
     )  # fmt: skip
     known = Keys.read(keys, os.environ.get(KEY))
     if engine not in ENGINES:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from ..contrast import Message
 from ..engines.base import Sampling
 from ..engines.hf_serving import Ask, Prompts
+from ..engines.likeness import misfits
 from ..errors import ArtefactError, ConfigError, SteerlabError
 from ..steering import Steering
 from .keys import Buckets, Keys
@@ -50,7 +52,9 @@ class Service:
         self.metrics, self.prompts = Metrics(), Prompts(engine)
         self.form = Form.of(self.prompts.template)
         self.scheduler = Scheduler(engine, settings, self.metrics)
-        self.store = Store(settings.store, settings.stored, shared=settings.shared, accept=self._accept)
+        self.store = Store(
+            settings.store, settings.stored, shared=settings.shared, accept=self._accept, take=self._taken
+        )
         self.buckets, self.uploads = Buckets(settings.rate), asyncio.Semaphore(UPLOADS)
         self.draining = False
         self._brought: list[tuple[Path, Entry]] = []
@@ -65,7 +69,7 @@ class Service:
         """Serve a file beside those of the store, under its own name. Raises `ArtefactError`."""
         try:
             check_name(path.stem)
-            entry = Entry.load(path)
+            entry = self.store.load(path)
             self.engine.accept(entry.steering)
         except (Problem, SteerlabError) as problem:
             raise ArtefactError(f"{path} can't be served: {problem}") from problem
@@ -136,6 +140,19 @@ class Service:
         for site in entry.steering.sites:
             self.metrics.readout.forget(entry.name, str(site))
         return entry
+
+    def _taken(self, steering: Steering) -> Steering:
+        """The steering as it is served: taken over for this model where that is allowed and it was fitted on another one."""
+        if not self.settings.adopt or not misfits(
+            steering.meta, self.engine.name, self.engine.fingerprint or {}, self.engine.template
+        ):
+            return steering
+        log.warning("a steering of %s is taken over as it is (--adopt), without its range", steering.meta.model)
+        meta = replace(
+            steering.meta, model=self.engine.name, revision=None, fingerprint=self.engine.fingerprint,
+            template=self.engine.template, range=None,
+        )  # fmt: skip
+        return replace(steering, meta=meta)
 
     def _accept(self, steering: Steering) -> None:
         """Hold a steering that another server took in against the model. Raises a `SteerlabError`."""

@@ -36,6 +36,7 @@ class Settings:
     monitors: tuple[str, ...] = ()  # steerings that are read on every request, for /metrics
     log_prompts: bool = False
     shared: bool = False  # other servers keep steerings in the same folder
+    adopt: bool = False  # steerings of other models and templates are taken over as they are, without their ranges
     strict: bool = False  # strengths beyond a calibrated range, and steerings without one, are refused
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -91,13 +91,20 @@ class Store:
     """Steerings by name and digest, in a folder.
 
     Where the folder is `shared` with other servers, `accept` holds what they have put there against the model before it is
-    served; it raises a `SteerlabError` for what doesn't fit.
+    served; it raises a `SteerlabError` for what doesn't fit. `take` is what is served of a file's steering: itself, or
+    the same taken over for this model.
     """
 
     def __init__(
-        self, folder: Path, most: int, *, shared: bool = False, accept: Callable[[Steering], None] | None = None
+        self,
+        folder: Path,
+        most: int,
+        *,
+        shared: bool = False,
+        accept: Callable[[Steering], None] | None = None,
+        take: Callable[[Steering], Steering] = lambda steering: steering,
     ) -> None:
-        self.folder, self.most = folder, most
+        self.folder, self.most, self._take = folder, most, take
         self._shared, self._accept = shared, accept
         self._entries: dict[str, Entry] = {}
         self._stamps: dict[str, Stamp] = {}
@@ -136,6 +143,11 @@ class Store:
             )
         return found
 
+    def load(self, path: Path, name: str | None = None) -> Entry:
+        """A file under a name, its own unless told otherwise, as it is served here. Raises `ArtefactError`."""
+        entry = Entry.load(path, name)
+        return replace(entry, steering=self._take(entry.steering))
+
     def open(self) -> list[tuple[str, Entry]]:
         """Read the folder: entries by file, and none of what a killed upload has left. Raises `ArtefactError`."""
         try:
@@ -147,7 +159,7 @@ class Store:
             raise ArtefactError(
                 f"the folder {self.folder} of steerings can't be used: {problem.strerror}."
             ) from problem
-        return [(str(path), Entry.load(path)) for path in paths]
+        return [(str(path), self.load(path)) for path in paths]
 
     def add(self, entry: Entry) -> None:
         """Take an entry in; its file stands already."""
@@ -164,7 +176,7 @@ class Store:
                 raise Problem(409, f"{self.most} steerings are kept here already; remove one.", "store_full")
         with _beside(self.folder, data) as part:
             try:
-                return Entry.load(part, name)
+                return self.load(part, name)
             except SteerlabError as problem:
                 raise Problem(400, str(problem).replace(str(part), f"the upload {name!r}"), "bad_steering") from problem
 
@@ -224,7 +236,7 @@ class Store:
                 self._forget(name)
         elif stamp != self._stamps.get(name):
             try:
-                entry = Entry.load(self._path(name))
+                entry = self.load(self._path(name))
                 if self._accept is not None:
                     self._accept(entry.steering)
             except SteerlabError as problem:

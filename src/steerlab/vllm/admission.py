@@ -180,7 +180,7 @@ class Admission:
         self, folder: Path | None, files: Files, size: Size, model: Known, head: Callable[[Sequence[int]], int], *,
         classes: int, adopt: bool = False,
     ) -> None:  # fmt: skip
-        self._folder, self._files, self._size, self._model, self._head = folder, files, size, model, head
+        self._folder, self._files, self._size, self.model, self._head = folder, files, size, model, head
         self._classes, self._adopt = classes, adopt
         self._read: dict[str, tuple[tuple[int, int, int], str, list[str]]] = {}
         self._fits: dict[str, list[str]] = {}
@@ -293,7 +293,7 @@ class Admission:
         return digest
 
     def _misfits(self, steering: Steering) -> list[str]:
-        meta, model = steering.meta, self._model
+        meta, model = steering.meta, self.model
         reasons = [
             f"its {i.edit.kind} at {i.site} has the width {i.edit.width}, and the site here {self._size.width}"
             for i in steering.interventions

@@ -98,6 +98,16 @@ class VLLMEngine:
         """What reads its requests."""
         return admission(self.core.input_processor)
 
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What tells its model from others; None where its files can't be read."""
+        return self.admission.model.fingerprint
+
+    @property
+    def template(self) -> str:
+        """SHA-256 of the chat template, or "plain"."""
+        return self.admission.model.template
+
     def refuses(self, steering: Steering) -> list[str]:
         """Why it would not run a steering exactly, in words."""
         return self.admission.refuses(steering)
