@@ -51,6 +51,16 @@ def engine() -> HFEngine:
     return built
 
 
+@functools.cache
+def engine_in_double() -> HFEngine:
+    """The same model in float64, for laws that run in `precision.doubled`."""
+    from copy import deepcopy
+
+    from ..engines.hf import HFEngine
+
+    return HFEngine(deepcopy(engine().model).double(), tiny.tokenizer(), name="planted")
+
+
 def pairs(generator: torch.Generator, n: int) -> tuple[list[Example], list[Example]]:
     """The same random prompts with and without the key word, each with its right answer."""
     positive: list[Example] = []

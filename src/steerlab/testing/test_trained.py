@@ -16,8 +16,16 @@ from steerlab.methods.trained import Trained
 from steerlab.positions import Positions
 from steerlab.testing import planted, tiny
 from steerlab.testing.plain import PlainFrozen
+from steerlab.testing.precision import EXACT, doubled
 
 SITE = "1"
+
+
+@pytest.fixture
+def in_double():
+    """Both ways run in float64, so that what they differ by is a fault and no rounding."""
+    with doubled():
+        yield
 
 
 @pytest.fixture
@@ -61,19 +69,27 @@ def first_step(made: Trained, engine, contrast, passes: type[Frozen]):
     return loss.detach(), torch.autograd.grad(loss, list(free.values()), materialize_grads=True)
 
 
-def test_fast_is_plain_in_loss_and_gradients(method_name, architecture):
-    made, engine, contrast = small(method_name), tiny.engine(architecture), planted.contrast(4)
+def difference(ours, theirs):
+    """How far the gradients lie apart, as a share of their size."""
+    a, b = (torch.cat([g.flatten() for g in gradients]) for gradients in (ours, theirs))
+    assert a.dtype == b.dtype == torch.float64
+    return float((a - b).norm()) / max(float(b.norm()), 1e-3)
+
+
+def test_fast_is_plain_in_loss_and_gradients(method_name, architecture, in_double):
+    engine = tiny.engine(architecture, dtype="float64")
+    made, contrast = small(method_name), planted.contrast(4)
     (fast, ours), (plain, theirs) = (first_step(made, engine, contrast, p) for p in (Frozen, PlainFrozen))
-    assert float((fast - plain).abs()) <= 1e-6 * max(1.0, float(plain.abs()))
+    assert float((fast - plain).abs()) <= EXACT * max(1.0, float(plain.abs()))
     assert (
         any(float(g.norm()) > 0 for g in theirs) or architecture != "llama"
     )  # a ReLU may be closed for all random tokens
-    a, b = (torch.cat([g.flatten() for g in gradients]).double() for gradients in (ours, theirs))
-    assert float((a - b).norm()) <= 1e-6 * max(float(b.norm()), 5e-3)  # float32 leaves no more of sums of this size
+    assert difference(ours, theirs) <= EXACT
 
 
-def test_rows_that_are_edited_alike_run_their_prompt_once(method_name, architecture, sharing):
-    made, engine, contrast = small(method_name), tiny.engine(architecture), planted.contrast(4)
+def test_rows_that_are_edited_alike_run_their_prompt_once(method_name, architecture, sharing, in_double):
+    engine = tiny.engine(architecture, dtype="float64")
+    made, contrast = small(method_name), planted.contrast(4)
     sites, positions = made.placed(engine), Positions.parse(made.positions)
     frozen = Frozen(engine, sites, close=made.close)
     rows = made.batch(made.given(engine, contrast, sites, positions, frozen).train, torch.Generator().manual_seed(1))
@@ -95,30 +111,42 @@ def test_rows_that_are_edited_alike_run_their_prompt_once(method_name, architect
         assert torch.equal(getattr(together, name), getattr(apart, name))
     anew = Frozen(engine, sites, close=made.close).run([row.example for row in rows], alike=alike)
     for said in (together, anew):
-        torch.testing.assert_close(said.scores(), apart.scores(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(said.scores(), apart.scores(), rtol=EXACT, atol=EXACT)
     (_, ours), (_, theirs) = (first_step(made, engine, contrast, p) for p in (Frozen, PlainFrozen))
-    a, b = (torch.cat([g.flatten() for g in gradients]).double() for gradients in (ours, theirs))
-    assert float((a - b).norm()) <= 2e-6 * max(float(b.norm()), 5e-3)  # attention sums in another order, too
+    assert difference(ours, theirs) <= EXACT
 
 
 def test_fast_is_plain_in_the_steering(method_name, monkeypatch, sharing):
-    made, engine, contrast = small(method_name), planted.engine(), planted.contrast(10)
+    engine = planted.engine_in_double()
+    with doubled():
+        _fast_is_plain_in_the_steering(method_name, engine, monkeypatch)
+
+
+def _fast_is_plain_in_the_steering(method_name, engine, monkeypatch):
+    made, contrast = small(method_name), planted.contrast(10)
     fast = made.fit(engine, contrast)
     monkeypatch.setattr(trained, "Frozen", PlainFrozen)
     plain = made.fit(engine, contrast)
     for a, b in zip(tensors(fast), tensors(plain), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        assert a.dtype == torch.float64
+        torch.testing.assert_close(a, b, rtol=EXACT, atol=EXACT)
 
 
 def test_many_fits_at_once_are_each_alone(method_name, sharing):
-    made, engine = small(method_name), planted.engine()
+    engine = planted.engine_in_double()
+    with doubled():
+        _many_fits_at_once_are_each_alone(method_name, engine)
+
+
+def _many_fits_at_once_are_each_alone(method_name, engine):
+    made = small(method_name)
     contrasts = [planted.contrast(n) for n in (9, 12)] + [planted.contrast(10).swapped()]
     together = made.fit_many(engine, contrasts)
     for contrast, steering in zip(contrasts, together, strict=True):
         alone = made.fit(engine, contrast)
         assert steering.meta.data == alone.meta.data
         for a, b in zip(tensors(steering), tensors(alone), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(a, b, rtol=EXACT, atol=EXACT)
 
 
 def tensors(steering) -> list[torch.Tensor]:
@@ -129,7 +157,13 @@ def tensors(steering) -> list[torch.Tensor]:
 
 
 def test_fits_that_there_is_no_room_for_at_once_are_each_alone(monkeypatch):
-    made, engine = small("cdas"), planted.engine()
+    engine = planted.engine_in_double()
+    with doubled():
+        _fits_without_room_are_each_alone(engine, monkeypatch)
+
+
+def _fits_without_room_are_each_alone(engine, monkeypatch):
+    made = small("cdas")
     contrasts = [planted.contrast(n) for n in (9, 12, 10)]
     alone = [made.fit(engine, contrast) for contrast in contrasts]
     told = []
@@ -141,7 +175,7 @@ def test_fits_that_there_is_no_room_for_at_once_are_each_alone(monkeypatch):
         told.clear()
         for one, other in zip(made.fit_many(engine, contrasts), alone, strict=True):
             for a, b in zip(tensors(one), tensors(other), strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(a, b, rtol=EXACT, atol=EXACT)
         assert told == expected
 
 

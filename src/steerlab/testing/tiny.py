@@ -66,6 +66,8 @@ def model(name: str, seed: int = 0, dtype: str = "float32") -> PreTrainedModel:
     with torch.no_grad():
         for p in built.parameters():
             p.add_(torch.randn(p.shape) * (0.3 if p.ndim == 1 else 0.1))
+    if dtype == "float64":  # fused kernels for experts know no float64
+        built.config._experts_implementation = "eager"  # pyright: ignore[reportPrivateUsage]
     return built.to(getattr(torch, dtype))
 
 
