@@ -24,6 +24,7 @@ from ..sites import Site
 from ..steering import Steering
 from ..version import __version__
 from .head import Head
+from .sampling import Sampling
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -31,42 +32,6 @@ if TYPE_CHECKING:
 Finish = Literal["stop", "length", "context"]
 Conversation = str | Sequence[Message] | Example
 Steerings = Steering | Sequence[Steering | None] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a reply is drawn.
-
-    `temperature` 0 is greedy. A row draws from its own seed, so that its text doesn't depend on its neighbours: `seed`
-    is one number (row i uses seed + i) or one per row. `stop` strings end a reply and are cut off it.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int | tuple[int, ...] = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; expected a share in (0, 1].")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k is {self.top_k}; expected at least 1, or none.")
-        if "" in self.stop:
-            raise ConfigError("a stop string is empty; it would end every reply at once.")
-
-    def seeds(self, rows: int) -> list[int]:
-        """Each row's seed."""
-        if isinstance(self.seed, int):
-            return [self.seed + i for i in range(rows)]
-        if len(self.seed) != rows:
-            raise ConfigError(f"there are {len(self.seed)} seeds for {rows} rows; give one number, or one per row.")
-        return list(self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +184,7 @@ class Runner(ABC):
         self,
         prompts: Sequence[Conversation],
         steerings: Steerings = None,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
     ) -> list[Reply]:
         """One reply per prompt, each under its own steering."""
 
@@ -228,7 +193,7 @@ class Runner(ABC):
         self,
         prompts: Sequence[Conversation],
         steerings: Steerings = None,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
     ) -> Iterator[Piece]:
         """The same replies piece by piece, as they are made."""
 

@@ -19,11 +19,13 @@ from ..errors import DataError
 from ..sites import Site
 from ..steering import Steering
 from .base import Finish, Piece, Reply, Sampling
+from .grammar import Matcher
 from .hf_hooks import Hooks, Plan, Tally
 from .hf_sites import Anatomy
 from .hf_watch import quiet
 from .readout import Readout
 from .render import Rendered, Renderer
+from .sampling import sample, shaped
 from .spans import Span, inside
 
 if TYPE_CHECKING:
@@ -59,8 +61,10 @@ class Row:
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list[list[tuple[int, float]]])
     readings: list[tuple[float, ...]] = field(default_factory=list[tuple[float, ...]])
     text: str = ""
+    cut: bool = False  # whether a stop string ended it
     told: int = 0  # characters that have been streamed
     resting: bool = False
+    matcher: Matcher | None = None  # where it stands in the form that it must have
     finish: Finish | None = None
     problem: str | None = None
 
@@ -224,7 +228,7 @@ class Decoder:
             scores = torch.where(damaged[:, None], 0, scores)
             for row, bad in zip(self.rows, damaged.tolist(), strict=True):
                 row.problem = NOT_FINITE if bad else row.problem
-        chosen = self._chosen(scores)
+        chosen = self._chosen(shaped(scores, self.rows, self._renderer.ends))
         picked = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
         for n, (row, token, logprob) in enumerate(zip(self.rows, chosen.tolist(), picked, strict=True)):
             if row.problem:
@@ -237,14 +241,18 @@ class Decoder:
 
     def _chosen(self, scores: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
         """Each row's next token; rows that are drawn in the same way are drawn together."""
-        ways: dict[tuple[float, int | None, float], list[int]] = {}
+        ways: dict[tuple[float, int | None, float, float], list[int]] = {}
         for n, row in enumerate(self.rows):
             drawn = row.sampling
-            way = (0.0, None, 1.0) if drawn.temperature == 0 else (drawn.temperature, drawn.top_k, drawn.top_p)
+            way = (
+                (drawn.temperature, drawn.top_k, drawn.top_p, drawn.min_p)
+                if drawn.temperature
+                else (0.0, None, 1.0, 0.0)
+            )
             ways.setdefault(way, []).append(n)
         chosen = scores.argmax(dim=-1)
-        for (temperature, _, _), rows in ways.items():
-            if temperature == 0:
+        for way, rows in ways.items():
+            if way[0] == 0:
                 continue
             here = torch.tensor(rows, device=scores.device)
             drawn = [torch.rand((), generator=self.rows[n].generator, dtype=torch.float64) for n in rows]
@@ -265,26 +273,38 @@ def add(row: Row, token: int, logprob: float, renderer: Renderer) -> None:
     """One token more of a reply, and whether it ends there."""
     row.ids.append(token)
     row.logprobs.append(logprob)
-    if token in renderer.ends:
+    if token in row.sampling.ends(renderer.ends):
         row.finish = "stop"  # the token is taken off again by whoever reads the row: it is no part of the reply
         return
-    if row.sampling.stop:
+    if row.matcher is not None:
+        _follow(row, row.matcher, token, renderer)
+    if row.sampling.stop and len(row.ids) > row.sampling.min_new_tokens:
         row.text = renderer.text(row.ids, keep=row.markers)
         cuts = [at for s in row.sampling.stop if (at := row.text.find(s)) >= 0]
         if cuts:
-            row.text, row.finish = row.text[: min(cuts)], "stop"
+            row.text, row.finish, row.cut = row.text[: min(cuts)], "stop", True
             return
-    if len(row.ids) >= row.limit:
+    if len(row.ids) >= row.limit and row.finish is None:
         row.finish = "length" if row.limit == row.sampling.max_new_tokens else "context"
+
+
+def _follow(row: Row, matcher: Matcher, token: int, renderer: Renderer) -> None:
+    """One token more of a reply that must have a form; it ends where nothing may follow."""
+    if matcher.after:  # free until then
+        if matcher.after in renderer.text(row.ids, special=True):
+            matcher.after = ""
+        return
+    matcher.take(token)
+    row.problem = row.problem or matcher.problem
+    if matcher.over:
+        row.finish = "stop"
 
 
 def reply(row: Row, renderer: Renderer) -> Reply:
     """What a row has said, without its end token."""
-    ended = bool(row.ids) and row.ids[-1] in renderer.ends
+    ended = bool(row.ids) and row.ids[-1] in row.sampling.ends(renderer.ends)
     ids = tuple(row.ids[:-1] if ended else row.ids)
-    text = (
-        row.text if row.finish == "stop" and row.sampling.stop and not ended else renderer.text(ids, keep=row.markers)
-    )
+    text = row.text if row.cut else renderer.text(ids, keep=row.markers)
     return Reply(text, ids, row.finish or "length", len(row.prompt.ids), tuple(row.logprobs))
 
 
@@ -318,25 +338,3 @@ def _wider(t: Tensor, width: int, dim: int) -> Tensor:
     """Zeros put before what there is along a dimension, up to `width`."""
     spare = width - t.shape[dim]
     return t if spare == 0 else torch.cat([t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :])), t], dim)
-
-
-def sample(scores: Float[Tensor, "b v"], sampling: Sampling, uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """One token per row by inverting the cumulated probabilities at the row's uniform number, in float64.
-
-    Temperature first, then the `top_k` best, then the smallest set of the best that holds `top_p` of the rest. They are
-    cumulated in the order of their ids: in that of their probabilities two near-equal ones could change places, and with
-    them the draw, by rounding alone.
-    """
-    probs = torch.softmax(scores.double() / sampling.temperature, dim=-1)
-    if sampling.top_k is not None or sampling.top_p < 1:
-        best, order = probs.sort(dim=-1, descending=True, stable=True)
-        if sampling.top_k is not None:
-            best[:, sampling.top_k :] = 0
-        if sampling.top_p < 1:
-            before = best.cumsum(dim=-1) - best
-            best = torch.where(before < sampling.top_p * best.sum(dim=-1, keepdim=True), best, 0)
-        probs = torch.zeros_like(best).scatter(1, order, best)
-    summed = probs.cumsum(dim=-1)
-    at = torch.searchsorted(summed, (uniform * summed[:, -1])[:, None], right=True)
-    last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(dim=-1, keepdim=True)
-    return at.minimum(last)[:, 0]

@@ -14,6 +14,7 @@ from .base import Batch, Conversation, Sampling, as_example
 from .hf_generate import Row
 from .packing import Item
 from .render import Extras, Rendered, Renderer
+from .sampling import begun, check
 
 Padding = Literal["left", "right"]
 
@@ -66,6 +67,7 @@ def decoding(
     """Replies to be made. Raises `DataError` for a prompt that leaves no room."""
     rows: list[Row] = []
     seeds = sampling.seeds(len(prompts))
+    check(sampling, renderer)
     for n, (prompt, steering, seed) in enumerate(zip(prompts, each, seeds, strict=True)):
         asked = rendered(renderer, as_example(prompt), steering)
         room = context - len(asked.ids)
@@ -75,7 +77,8 @@ def decoding(
                 " room for at least one token of reply. Shorten the prompt."
             )
         generator = torch.Generator().manual_seed(seed)
-        rows.append(Row(n, asked, steering, generator, min(sampling.max_new_tokens, room), sampling))
+        limit = min(sampling.max_new_tokens, room)
+        rows.append(Row(n, asked, steering, generator, limit, sampling, matcher=begun(sampling, renderer)))
     return rows
 
 

@@ -25,6 +25,7 @@ from .hf_generate import Decoder, Row, piece, reply
 from .hf_hooks import Tally
 from .readout import Readout
 from .render import NOTHING, Extras, Rendered, Renderer, Turn
+from .sampling import begun, check
 from .spans import Span
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Running:
         engine, steering = self._engine, ask.steering
         if steering is not None and ask.unsteered and any(site.on_weights for site in steering.sites):
             raise UnsupportedError("an edit of weights acts on every token, so no part of a reply can go unsteered.")
+        check(ask.sampling, engine.renderer)
         if len(ask.prompt.ids) >= engine.context:
             raise DataError(
                 f"the prompt is {len(ask.prompt.ids)} tokens long, and the model's context holds {engine.context}; expected"
@@ -201,6 +203,7 @@ class Running:
             readouts=ask.readouts,
             unsteered=ask.unsteered,
             markers=ask.markers,
+            matcher=begun(drawn, engine.renderer),
         )
         if ask.unsteered:
             written = engine.renderer.text(ask.prompt.ids[-32:], special=True).rstrip()

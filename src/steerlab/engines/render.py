@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..contrast import Example, Message
 from ..errors import ConfigError, DataError
+from .grammar import Grammars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +108,7 @@ class Renderer:
                 " tokenizer.chat_template."
             )
         self._tokenizer, self._kept = tokenizer, kept
+        self.grammars, self.vocabulary = Grammars(tokenizer, ends), len(tokenizer)
         self.rendering = rendering
         self.template: Template = template
         self.ends = tuple(dict.fromkeys(ends))

@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch
 
 from ..controls import Gate
 from ..engines.base import Piece, Reply, Sampling
+from ..engines.grammar import Grammar
 from ..engines.hf_generate import Row, add, piece, reply
 from ..engines.hf_hooks import Tally
 from ..engines.hf_serving import Ask
 from ..engines.readout import readouts
 from ..engines.render import Renderer, Template
+from ..engines.sampling import check
 from ..errors import ConfigError, DataError, UnsupportedError
 from ..steering import Steering
 from .admission import Admission
@@ -145,6 +147,7 @@ class Running:
             raise UnsupportedError(
                 "unsteered spans aren't built for vLLM; leave `unsteered` out, or serve with --engine hf."
             )
+        self._check_drawn(ask.sampling)
         if len(ask.prompt.ids) >= self._engine.context:
             raise DataError(
                 f"the prompt is {len(ask.prompt.ids)} tokens long, and the model's context holds {self._engine.context}; expected"
@@ -152,6 +155,17 @@ class Running:
             )
         if (extra := self._extra(ask)) is not None:
             self._engine.admission.resolve(extra[KEY], ask.prompt.ids)
+
+    def _check_drawn(self, sampling: Sampling) -> None:
+        form = sampling.grammar
+        check(replace(sampling, grammar=None), self._engine.renderer)
+        if form is not None and (form.kind == "lark" or form.after):
+            raise UnsupportedError(
+                "this form of a reply (certain or strict calls of tools, or after thinking) isn't built for vLLM; ask for"
+                " response_format without thinking, or serve with --engine hf."
+            )
+        if sampling.repetition_penalty > 2 or max(abs(sampling.presence_penalty), abs(sampling.frequency_penalty)) > 2:
+            raise UnsupportedError("vLLM takes penalties from -2 to 2, and a repetition_penalty up to 2.")
 
     def admit(self, asks: Sequence[Ask]) -> list[Row]:
         """Take replies in. They have their first token once it is made: until then a row is empty."""
@@ -253,8 +267,9 @@ class Running:
         vllm: Any = importlib.import_module("vllm")
         drawn = ask.sampling
         return vllm.SamplingParams(
-            max_tokens=row.limit, logprobs=ask.tops, ignore_eos=True, stop_token_ids=list(self._engine.renderer.ends),
-            detokenize=False, extra_args=self._extra(ask), **_drawn(drawn),
+            max_tokens=row.limit, logprobs=ask.tops, ignore_eos=True,
+            stop_token_ids=list(drawn.ends(self._engine.renderer.ends)), detokenize=False, extra_args=self._extra(ask),
+            **_drawn(drawn),
         )  # fmt: skip
 
     def _extra(self, ask: Ask) -> dict[str, Any] | None:
@@ -270,10 +285,25 @@ class Running:
 
 
 def _drawn(sampling: Sampling) -> dict[str, Any]:
+    """How it is drawn, in vLLM's words: what isn't asked for isn't said."""
+    shaped = {
+        "repetition_penalty": (sampling.repetition_penalty, 1.0), "presence_penalty": (sampling.presence_penalty, 0.0),
+        "frequency_penalty": (sampling.frequency_penalty, 0.0), "logit_bias": (dict(sampling.bias), {}),
+        "min_tokens": (sampling.min_new_tokens, 0), "structured_outputs": (_form(sampling.grammar), None),
+    }  # fmt: skip
+    told: dict[str, Any] = {name: value for name, (value, usual) in shaped.items() if value != usual}
     if sampling.temperature == 0:
-        return {"temperature": 0.0}
-    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seeds(1)[0],
+        return {"temperature": 0.0, **told}
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seeds(1)[0], **told,
+            **({"min_p": sampling.min_p} if sampling.min_p else {}),
             **({} if sampling.top_k is None else {"top_k": sampling.top_k})}  # fmt: skip
+
+
+def _form(grammar: Grammar | None) -> Any:
+    if grammar is None:
+        return None
+    made: Any = importlib.import_module("vllm.sampling_params")
+    return made.StructuredOutputsParams(**{grammar.kind: grammar.text})
 
 
 def _sizes(files: Sequence[Path]) -> dict[str, Any]:
