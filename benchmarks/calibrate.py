@@ -3,8 +3,8 @@
 For each task, the grid fits the method at every block and measures every strength both ways with all prompts, capability items,
 neutral prompts and texts of dev, and takes the best joint success within the budget; `calibrate` gets the same blocks and the
 same dev data. Both are then measured on test, on the same prompts. `--search` compares halving with Optuna on drawn surfaces
-whose best is known, `--guarantee` counts over 1,000 splits how often a certified range is over its budget, on drawn costs and,
-with `--saved`, on the per-prompt costs that the main run has kept. Ends with `bar NAME VALUE GOAL RUN` lines: value >= goal is
+whose best is known, `--guarantee` counts over 1,000 calibrations how often a range is over its budget, on drawn costs and, with
+`--saved`, on the per-prompt costs that the main run has kept: through the very steps that write a range (minutes). Ends with `bar NAME VALUE GOAL RUN` lines: value >= goal is
 good. Every unit is kept in `--out`, so that the same command goes on where it was.
 
     python benchmarks/calibrate.py                                  refusal, backdoor and five concepts (an hour)
@@ -23,10 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from steerlab.evals.guarantee import HIGH, LOW, Budget, certified, expected
+from steerlab.evals.asked import Asked
+from steerlab.evals.guarantee import Budget
 from steerlab.evals.search import halving, optuna
 from steerlab.evals.stats import mean
 from steerlab.files import code_digest, write_text
+from steerlab.testing.drawn import Kind, budget_of, calibrated, kinds, oracle
 
 TASKS = "refusal,backdoor,pirate,sea,joyful,bullets,formal"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -119,7 +121,7 @@ def on_test(suite, engine, task, steering, strengths, given) -> dict:
 
 def unit(suite, engine, task, given, budget) -> dict:
     """One task with both choosers, and what each choice does on test."""
-    from steerlab.evals.asked import Asked, Setting
+    from steerlab.evals.asked import Setting
     from steerlab.evals.calibrate import calibrate
     from steerlab.evals.unit import ArmPlan
     from steerlab.ranges import sides
@@ -259,62 +261,45 @@ def searches(run: str, draws: int) -> None:
 # --- the guarantee over splits ----------------------------------------------------------------------------------------------
 
 
-def drawn_pool(rng: np.random.Generator, prompts: int, strengths: np.ndarray) -> dict[str, np.ndarray]:
-    """Costs `[strengths, prompts]` that grow with strength: heavy-tailed KL, spread perplexity, items that tip over once."""
-    kl = np.minimum(rng.lognormal(-3.6, 0.9, prompts)[None] * strengths[:, None] ** 2, HIGH["kl"])
-    perplexity = rng.normal(0.02, 0.02, prompts)[None] * strengths[:, None] ** 2
-    tip, back = rng.exponential(18, prompts), rng.exponential(120, prompts)
-    lost = (strengths[:, None] ** 2 > tip[None]).astype(float) - (strengths[:, None] ** 2 > back[None])
-    return {"kl": kl, "perplexity": np.clip(perplexity, LOW["perplexity"], HIGH["perplexity"]), "lost": lost}
-
-
-def guarantee(
-    pools: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]], budget: Budget, run: str, splits: int
-) -> None:
-    """Half of each pool certifies, the other half and the whole pool tell whether the budget is kept."""
+def guarantee(every: list[Kind], run: str, splits: int) -> None:
+    """Whole calibrations on drawn costs, from the search to the range, by the very steps that write one into a file."""
+    asked = Asked()
     print(
-        f"\n| costs | cost | prompts to certify | over on the pool | over on the other half | of the oracle's range | conformal risk control: over, range |  ({splits} splits)"
+        f"\n{splits} calibrations of each kind; up to {asked.items} items, {asked.neutral} neutral prompts, {asked.texts} texts"
+        " certify\n\n| cost | kind | over its budget | of the oracle's range |\n|---|---|---|---|"
     )
-    print("|---|---|---|---|---|---|---|")
-    worst, least = 0.0, 1.0
-    for name, (strengths, pool) in pools.items():
-        for cost, most in budget.limits().items():
-            values = pool.get(cost)
-            if values is None:
-                continue
-            means = values.mean(axis=1)
-            oracle = len(strengths) if (means <= most).all() else int(np.argmax(means > most))
-            if not oracle:
-                continue
-            over, other, share, loose, loose_share = [], [], [], [], []
-            n = values.shape[1] // 2
-            for split in range(splits):
-                order = np.random.default_rng(split).permutation(values.shape[1])
-                mine, rest = values[:, order[:n]], values[:, order[n:]]
-                k = 0
-                while k < len(strengths) and certified(mine[k], most, LOW[cost], HIGH[cost]):
-                    k += 1
-                over.append(k > 0 and means[k - 1] > most)
-                other.append(k > 0 and rest[k - 1].mean() > most)
-                share.append((strengths[k - 1] if k else 0.0) / strengths[oracle - 1])
-                c = expected(np.maximum(mine, 0) if cost == "lost" else mine, most, HIGH[cost])
-                loose.append(c > 0 and means[c - 1] > most)
-                loose_share.append((strengths[c - 1] if c else 0.0) / strengths[oracle - 1])
-            print(
-                f"| {name} | {cost} | {n} | {np.mean(over):.3f} | {np.mean(other):.3f} | {np.mean(share):.2f} | {np.mean(loose):.3f},"
-                f" {np.mean(loose_share):.2f} |", flush=True
-            )  # fmt: skip
-            worst, least = max(worst, float(np.mean(over))), min(least, float(np.mean(share)))
+    worst, shares = 0.0, []
+    for kind in every:
+        best = oracle(kind, budget_of(kind).limits())
+        if not best:
+            continue
+        found = [calibrated(kind, seed, best=best) for seed in range(splits)]
+        over, share = (float(np.mean([getattr(one, name) for one in found])) for name in ("over", "share"))
+        print(f"| {', '.join(kind.costs)} | {kind.name} | {100 * over:.1f} % | {100 * share:.0f} % |", flush=True)
+        worst, shares = max(worst, over), [*shares, share]
     bar("guarantee_over_budget_worst", -worst, -0.05, run)
-    bar("guarantee_share_of_oracle_least", least, 0.7, run)
+    bar("guarantee_share_of_oracle_least", min(shares), 0.3, run)
 
 
-def saved_pools(folder: Path) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+def of_pool(name: str, cost: str, strengths: np.ndarray, values: np.ndarray) -> Kind:
+    """Draws from kept costs `[strengths, prompts]`, between two strengths by a line (from nothing at 0)."""
+    grid, kept = np.concatenate([[0.0], strengths]), np.concatenate([np.zeros((1, values.shape[1])), values])
+
+    def at(u: np.ndarray, s: float) -> np.ndarray:
+        k = max(1, min(int(np.searchsorted(grid, s)), len(grid) - 1))
+        share = min(1.0, (s - grid[k - 1]) / (grid[k] - grid[k - 1]))
+        column = np.minimum((u * values.shape[1]).astype(int), values.shape[1] - 1)
+        return (1 - share) * kept[k - 1, column] + share * kept[k, column]
+
+    return Kind(name, {cost: at})
+
+
+def saved_kinds(folder: Path) -> list[Kind]:
     """The per-prompt costs that the main run kept: KL and perplexity of each task and direction, growing strengths."""
-    found = {}
+    found = []
     for path in sorted((folder / "pools").glob("*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))
-        found[row["name"]] = (np.asarray(row["strengths"]), {k: np.asarray(v) for k, v in row["costs"].items()})
+        found += [of_pool(row["name"], k, np.asarray(row["strengths"]), np.asarray(v)) for k, v in row["costs"].items()]
     return found
 
 
@@ -358,10 +343,10 @@ def main() -> None:
     parser.add_argument("--layers", default="2,3,4,5")
     parser.add_argument("--by", default="halving", choices=("halving", "optuna"))
     parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--items", type=int, default=2000)
+    parser.add_argument("--items", type=int, default=4000)
     parser.add_argument("--lot", type=int, default=200)
-    parser.add_argument("--neutral", type=int, default=192)
-    parser.add_argument("--texts", type=int, default=128)
+    parser.add_argument("--neutral", type=int, default=256)
+    parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--test", type=int, default=40)
     parser.add_argument("--test-items", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=64)
@@ -372,7 +357,7 @@ def main() -> None:
     parser.add_argument("--guarantee", action="store_true", help="how often a certified range is over its budget")
     parser.add_argument("--saved", action="store_true", help="with --guarantee: on kept costs too; without: keep them")
     parser.add_argument("--splits", type=int, default=1000)
-    parser.add_argument("--pools", default="", help="with --guarantee: those whose name has this in it")
+    parser.add_argument("--kinds", default="", help="with --guarantee: those whose name has this in it")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("runs/calibrate"))
     given = parser.parse_args()
@@ -380,15 +365,8 @@ def main() -> None:
     if given.search:
         searches(run, given.draws)
     if given.guarantee:
-        strengths = np.arange(0.1, 2.01, 0.1)
-        pools = {
-            name: (strengths, {k: v for k, v in drawn_pool(np.random.default_rng(0), n, strengths).items() if k in wanted})
-            for name, n, wanted in (
-                ("drawn", 4000, HIGH), ("drawn, 192 prompts", 384, ("kl", "perplexity")), ("drawn, 128 texts", 256, ("perplexity",))
-            )
-        }  # fmt: skip
-        pools = {n: p for n, p in pools.items() if given.pools in n}
-        guarantee({**pools, **(saved_pools(given.out) if given.saved else {})}, budget, run, given.splits)
+        every = [*kinds(), *(saved_kinds(given.out) if given.saved else [])]
+        guarantee([k for k in every if given.kinds in k.name], run, given.splits)
     if given.search or given.guarantee:
         return
     import torch

@@ -9,9 +9,10 @@ from steerlab.sites import Site
 from steerlab.steering import Intervention, Meta, Steering
 
 RANGE = {
+    "rule": 2,
     "directions": {
-        "elicit": {"sign": 1, "min_useful": 0.5, "default": 1.0, "max_safe": 1.2},
-        "suppress": {"sign": -1, "min_useful": -0.4, "default": -0.8, "max_safe": -1.6},
+        "elicit": {"sign": 1, "min_useful": 0.5, "default": 1.0, "max_safe": 1.2, "max_unresolved": 1.4},
+        "suppress": {"sign": -1, "min_useful": -0.4, "default": -0.8, "max_safe": -1.6, "max_unresolved": -1.6},
     },
     "budget": {"lost": 0.02, "kl": 0.1, "perplexity": 0.05},
 }

@@ -13,11 +13,13 @@ from ranged import steering
 from steerlab.contrast import Example
 from steerlab.edits import Shift
 from steerlab.errors import ConfigError
+from steerlab.evals.apart import apart
 from steerlab.evals.asked import Asked, Setting
-from steerlab.evals.calibrate import Calibration, calibrate
+from steerlab.evals.calibrate import Measured, calibrate
 from steerlab.evals.guarantee import Budget
 from steerlab.evals.measure import Amounts, CostMeter, Effects, measure_effects
-from steerlab.evals.operating import Row, first, hopeless, kept, side, verdict
+from steerlab.evals.operating import Row, first, hopeless, safe, side, verdict
+from steerlab.evals.procedure import Procedure
 from steerlab.evals.search import Point, halving, optuna
 from steerlab.evals.signals import Signal, Signals
 from steerlab.evals.stats import mean, paired_difference
@@ -27,6 +29,7 @@ from steerlab.ranges import standing
 from steerlab.sites import Site
 from steerlab.steering import Steering
 from steerlab.testing import planted
+from steerlab.testing.drawn import Drawn, Kind
 from test_evals import PlantedSuite
 
 # --- the search -------------------------------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ def effects(share, n=20) -> Effects:
 def row(strength, joint, lost=0.0, kl=0.01, n=2000) -> Row:
     rng = np.random.default_rng(round(100 * abs(strength)))
     costs = {"lost": (rng.random(n) < lost).astype(float), "kl": rng.exponential(kl, size=256)}
-    made = Row(strength, effects(joint), costs)
+    made = Row(strength, effects(joint), costs=costs)
     for name, values in costs.items():
         made.verdicts[name] = verdict(name, values, LIMITS, len(values), 0.05)
     return made
@@ -141,12 +144,29 @@ def test_nothing_useful_has_no_default():
     assert told["default"] is None and told["min_useful"] is None and told["max_safe"] == 1.0
 
 
-def test_too_few_items_are_said_to_resolve_nothing():
+def test_what_too_few_items_measure_is_unresolved_and_never_safe():
     few = row(1.0, 0.9, lost=0.0, n=40)
-    assert few.verdicts["lost"] == "open" and kept(few, "lost", LIMITS, 0.05)
+    assert few.verdicts == {"lost": "open", "kl": "held"} and not safe(few, LIMITS)
     told = side(1, [few], effects(0.0), LIMITS, 0.05)
-    assert told["max_safe"] == 1.0
+    assert told["max_safe"] == 0.0 and told["max_unresolved"] == 1.0 and told["default"] is None
+    assert set(told["unresolved"]) == {"lost"}
     assert told["unresolved"]["lost"]["n"] == 40 and told["unresolved"]["lost"]["needed"] > 150
+
+
+def test_a_cost_in_the_budget_that_nothing_measured_keeps_a_strength_from_being_safe():
+    there = row(1.0, 0.9)
+    told = side(1, [there], effects(0.0), {**LIMITS, "perplexity": 0.05}, 0.05)
+    assert told["max_safe"] == 0.0 and told["max_unresolved"] == 1.0
+    assert told["unresolved"]["perplexity"]["n"] == 0
+
+
+def test_a_perplexity_just_within_its_budget_is_not_safe_whatever_the_number_of_texts():
+    """Costs count up to .5: 128 texts could have certified a quarter of the budget, so that a mean of 4.99 % isn't taken."""
+    costs = np.full(128, 0.0499)
+    there = Row(1.0, effects(1.0), costs={"perplexity": costs})
+    there.verdicts["perplexity"] = verdict("perplexity", costs, {"perplexity": 0.05}, 128, 0.05)
+    assert there.verdicts["perplexity"] == "open"
+    assert side(1, [there], effects(0.0), {"perplexity": 0.05}, 0.05)["max_safe"] == 0.0
 
 
 def test_enough_items_that_tell_nothing_are_not_safe():
@@ -154,14 +174,14 @@ def test_enough_items_that_tell_nothing_are_not_safe():
     rng = np.random.default_rng(5)
     lost = np.zeros(2000)
     lost[rng.permutation(2000)[:38]] = 1.0
-    there = Row(1.0, effects(1.0), {"lost": lost}, {"lost": verdict("lost", lost, LIMITS, 2000, 0.05)})
-    assert there.verdicts["lost"] == "open" and not kept(there, "lost", LIMITS, 0.05)
-    assert side(1, [there], effects(0.0), LIMITS, 0.05)["max_safe"] == 0.0
+    there = Row(1.0, effects(1.0), costs={"lost": lost}, verdicts={"lost": verdict("lost", lost, LIMITS, 2000, 0.05)})
+    assert there.verdicts["lost"] == "open" and not safe(there, {"lost": 0.02})
+    assert side(1, [there], effects(0.0), {"lost": 0.02}, 0.05)["max_safe"] == 0.0
 
 
 def test_a_strength_that_has_lost_too_much_is_given_up():
-    bad = Row(1.0, effects(1.0), {"lost": np.array([1.0] * 20 + [0.0] * 80)})
-    fine = Row(1.0, effects(1.0), {"lost": np.array([1.0] * 3 + [0.0] * 97)})
+    bad = Row(1.0, effects(1.0), seen={"lost": np.array([1.0] * 20 + [0.0] * 80)})
+    fine = Row(1.0, effects(1.0), costs={"lost": np.array([1.0] * 3 + [0.0] * 97)})
     assert hopeless(bad, LIMITS) and not hopeless(fine, LIMITS)
 
 
@@ -182,9 +202,12 @@ class Taught(PlantedSuite):
         sides = planted.pairs(torch.Generator().manual_seed(seed + 77), n)
         return list(zip(*sides, strict=True))
 
+    def texts(self, split, n):
+        return [f"w{1 + k % 30} w{2 + k % 29} w{3 + k % 7} w{4 + k % 3}" for k in range(n)]
+
 
 SMALL = Asked(
-    prompts=8, items=60, lot=20, neutral=16, texts=2, pairs=6, tokens=4, most=2.0, points=(0.5, 0.95),
+    prompts=8, items=60, lot=20, neutral=32, texts=32, choosing=8, pairs=6, tokens=4, most=2.0, points=(0.5, 0.95),
     budget=Budget(lost=0.3, kl=0.9, perplexity=0.4),
 )  # fmt: skip
 
@@ -223,23 +246,65 @@ def test_a_whole_calibration_ends_in_a_file(fitted, tmp_path):
     assert again.steering.meta.range == told  # seeds settle everything
 
 
-def test_another_setting_is_certified_where_the_best_one_cannot_keep_what_it_promised(fitted):
-    """Rows as they stand after replies: the first setting has more effect, but loses as much as the budget allows."""
-    asked = replace(SMALL, directions=("elicit",), budget=Budget(lost=0.3, kl=None, perplexity=None))
-    settings, engine = [Setting({"site": "0"}), Setting({"site": "1"})], planted.engine()
+@dataclass
+class Two(Drawn):
+    """Two settings whose certifying items are lost as often as `lost` says."""
 
-    def row(joint, lost):
-        return Row(
-            1.0, Effects(effect=[joint] * 8, joint=[joint] * 8), {"lost": np.array([1.0] * lost + [0.0] * (60 - lost))}
-        )
+    def __init__(self, asked, lost):
+        super().__init__(Kind("two", {"lost": lambda u, s: np.zeros(len(u))}, settings=2), asked, 0)
+        self.lost = lost
+
+    def costs(self, name, arm, strength, start, stop):
+        return (np.arange(start, stop) % 10 < 10 * self.lost[arm]).astype(float)
+
+
+def test_another_setting_is_certified_where_the_best_one_cannot_keep_what_it_promised():
+    """Rows as they stand after replies: the first setting has more effect, but loses as much as the budget allows."""
+    budget = Budget(lost=0.3, kl=None, perplexity=None)
+    asked = replace(SMALL, directions=("elicit",), budget=budget, items=200)
 
     def settled(first_loses):
-        run = Calibration(Taught(), "key", fitted, asked, settings, engine, ())
-        finalists = [(0, {"elicit": [row(1.0, first_loses)]}), (1, {"elicit": [row(0.9, 0)]})]
-        return run.settled(finalists)[0], [bool(rows["elicit"][0].verdicts) for _, rows in finalists]
+        run = Procedure(asked, Two(asked, (first_loses, 0.0)), budget)
+        finalists = [
+            (n, {"elicit": [Row(1.0, effects(joint, 24), seen={"lost": np.zeros(20)})]})
+            for n, joint in ((0, 1), (1, 0.9))
+        ]
+        chosen = run.settled(finalists)[0]
+        assert run.level == asked.delta / 2  # the better of two is taken, and each is held to half of the level
+        return chosen, [bool(rows["elicit"][0].verdicts) for _, rows in finalists]
 
-    assert settled(18) == (1, [True, True])  # no safe strength: the second is asked, and is worth more
-    assert settled(0) == (0, [True, False])  # safe: the second, which promises less, is never measured on
+    assert settled(0.3) == (1, [True, True])  # no safe strength: the second is asked, and is worth more
+    assert settled(0.0) == (0, [True, False])  # safe: the second, which promises less, is never measured on
+
+
+def test_what_is_chosen_by_never_certifies(fitted):
+    """Prompts of pairs are neutral prompts here, too, as for a file without neutral prompts of its own."""
+
+    @dataclass(frozen=True)
+    class Shared(Taught):
+        def neutral(self, split, n, seed):
+            return [e for pair in self.held_out("key", split, 40, seed) for e in pair][:n]
+
+        def texts(self, split, n):
+            return [f"w{k % 30} w{k % 29} w{k % 7}" for k in range(n)]
+
+    asked = replace(SMALL, neutral=20, texts=20, choosing=8, finalists=1)
+    read = Measured(Shared(), "key", fitted, asked, [Setting({"site": "0"}), Setting({"site": "1"})], planted.engine())
+    pairs = {e.instruction for pair in read.signals.pairs for e in pair}
+    certify = {e.instruction for e in read.certifying.neutral}
+    assert len(pairs) > 4 and len(read.signals.neutral) == 8 and len(certify) == 20
+    assert not certify & (pairs | {e.instruction for e in read.signals.neutral})
+    assert not {e.instruction for e in read.items.certify} & {e.instruction for e in read.items.choose}
+    assert not set(read.certifying.texts) & set(read.signals.texts) and len(read.certifying.texts) == 20
+
+
+def test_things_set_apart_are_all_there_and_in_one_part():
+    choose, certify = apart([f"t{k}" for k in range(100)], 10, 90, seed=3)
+    assert len(choose) == 10 and sorted([*choose, *certify]) == sorted(f"t{k}" for k in range(100))
+    assert [len(part) for part in apart(["a", "b", "c", "d"], 10, 9, seed=0)] == [1, 3]  # a quarter chooses, at most
+    assert [len(part) for part in apart(["a"], 10, 9, seed=0)] == [1, 0]
+    choose, certify = apart(["a", "b", "a", "c", "b", "d"] * 2, 3, 99, seed=1, used={"a"})
+    assert "a" not in certify and set(choose) == {"a"} and set(certify) == {"b", "c", "d"}
 
 
 def test_items_that_cannot_be_judged_count_as_lost(fitted):
@@ -264,9 +329,18 @@ def test_items_that_cannot_be_judged_count_as_lost(fitted):
     assert one["max_safe"] == 0.0 and one["default"] is None
 
 
-def test_a_budget_that_the_suite_cannot_measure_is_refused(fitted):
+def test_a_budget_that_the_suite_cannot_measure_is_refused_before_anything_is_fitted(fitted):
+    with pytest.raises(ConfigError, match="perplexity.*--perplexity 0"):
+        calibrate(Taught(), "key", fitted, replace(SMALL, texts=0, budget=Budget(None, 0.9, 0.1)))
+    only = Budget(None, None, 0.1)
     with pytest.raises(ConfigError, match="limits nothing that can be measured"):
-        calibrate(Taught(), "key", fitted, replace(SMALL, texts=0, budget=Budget(None, None, 0.1)))
+        calibrate(Taught(), "key", fitted, replace(SMALL, texts=0, budget=only, optional=("perplexity",)))
+
+
+def test_usual_limits_of_what_cannot_be_measured_are_no_part_of_the_budget(fitted):
+    told = calibrate(Taught(), "key", fitted, replace(SMALL, items=0, texts=0, budget=None)).steering.meta.range
+    assert told["budget"] == {"lost": None, "kl": 0.1, "perplexity": None}
+    assert told["measured"]["unmeasured"] == ["lost", "perplexity"]
 
 
 def test_points_are_of_a_strength():

@@ -79,12 +79,40 @@ def test_conformal_risk_control_by_hand():
 
 def test_what_a_measurement_resolves():
     values = [0.0] * 96 + [1.0] * 4
-    told = resolved(values, 0.02)
+    told = resolved(values, 0.02, high=1.0)
     sd = np.std(values, ddof=1)
     assert told.mean == pytest.approx(0.04) and told.half == pytest.approx(1.6449 * sd / 10, rel=1e-4)
-    assert told.needed == pytest.approx(1.3 * ((1.6449 + 0.84) * sd / 0.015) ** 2, abs=2) and told.needed > 1300
-    assert resolved([0.0] * 10, 0.02).needed >= math.log(20) / math.log(1.02)
-    assert resolved([], 0.02).half is None
+    assert told.needed is None  # twice the budget: no number would do
+    within = [0.0] * 800 + [1.0, -1.0] * 100  # items that change both ways
+    sd = np.std(within, ddof=1)
+    assert resolved(within, 0.02, high=1.0).needed == pytest.approx(1.3 * ((1.6449 + 0.84) * sd / 0.015) ** 2, abs=2)
+    assert resolved([], 0.02, high=1.0).half is None
+
+
+@pytest.mark.parametrize("name", ["lost", "kl", "perplexity"])
+def test_as_many_as_are_needed_certify_what_costs_nothing_and_half_of_the_least_do_not(name):
+    """The greatest cost is each cost's own: half a unit for perplexity, so that fewer texts can certify than if it were 1."""
+    most = {"lost": 0.02, "kl": 0.1, "perplexity": 0.05}[name]
+    few = resolved([0.0], most, HIGH[name]).needed
+    assert certified([0.0] * few, most, LOW[name], HIGH[name])
+    assert not certified([0.0] * (few // 2 - 1), most, LOW[name], HIGH[name])
+    assert few == {"lost": 396, "kl": 76, "perplexity": 76}[name]
+
+
+def test_giving_up_early_hardly_ever_gives_up_what_could_still_be_certified():
+    """No cost that is far over is followed to the end, and none that could still be certified is given up."""
+    over = Bet(0.1, 0, 1, horizon=1000).add([0.4, 0.5, 0.3] * 20)
+    assert not over.within_reach(200)
+    rng, given_up, mistaken = np.random.default_rng(0), 0, 0
+    for k in range(400):
+        costs, bet = rng.exponential(0.07 if k % 2 else 0.11, size=256), Bet(0.1, 0, 1, horizon=256)
+        for start in range(0, 256, 64):
+            if not bet.within_reach(256 - start):
+                given_up += 1
+                mistaken += certified(costs, 0.1, 0, 1)
+                break
+            bet.add(costs[start : start + 64])
+    assert given_up > 100 and mistaken <= 0.02 * 400
 
 
 def test_a_budget_that_limits_nothing_is_refused():

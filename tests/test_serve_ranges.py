@@ -14,7 +14,8 @@ def engine():
 
 
 RANGE = {
-    "directions": {"elicit": {"sign": 1, "min_useful": 0.5, "default": 1.0, "max_safe": 1.2}},
+    "rule": 2,
+    "directions": {"elicit": {"sign": 1, "min_useful": 0.5, "default": 1.0, "max_safe": 1.2, "max_unresolved": 1.4}},
     "budget": {"kl": 0.1},
 }
 
@@ -38,6 +39,8 @@ def applied(answer):
 def test_an_answer_says_where_a_strength_stands_in_its_range(ranged):
     inside = applied(ranged.chat(TEXT, steering="known", max_tokens=1))
     assert inside["standing"] == "inside" and "warning" not in inside and inside["range"] == RANGE
+    unresolved = applied(ranged.chat(TEXT, steering=[{"name": "known", "strength": 1.3}], max_tokens=1))
+    assert unresolved["standing"] == "unresolved" and "neither certifies" in unresolved["warning"]
     beyond = applied(ranged.chat(TEXT, steering=[{"name": "known", "strength": 2.0}], max_tokens=1))
     assert beyond["standing"] == "beyond" and "beyond its calibrated range" in beyond["warning"]
     assert applied(ranged.chat(TEXT, steering="unknown", max_tokens=1))["standing"] == "not calibrated"
@@ -48,8 +51,8 @@ def test_an_answer_says_where_a_strength_stands_in_its_range(ranged):
 @pytest.mark.parametrize(
     ("steering", "allowed"),
     [
-        ("known", True), ([{"name": "known", "strength": 1.5}], False), ([{"name": "known", "strength": -0.5}], False),
-        ("unknown", False), ([{"name": "unknown", "strength": 0.0}], True),
+        ("known", True), ([{"name": "known", "strength": 1.3}], False), ([{"name": "known", "strength": 1.5}], False),
+        ([{"name": "known", "strength": -0.5}], False), ("unknown", False), ([{"name": "unknown", "strength": 0.0}], True),
     ],
 )  # fmt: skip
 def test_a_strict_request_is_held_to_calibrated_strengths(ranged, steering, allowed):

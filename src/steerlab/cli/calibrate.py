@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -22,6 +24,7 @@ from .common import (
     System,
     TemplateOption,
     adopted,
+    coloured,
     console,
     dump,
     refuse_overwriting,
@@ -33,9 +36,18 @@ from .common import (
 if TYPE_CHECKING:
     from ..evals.asked import Setting
     from ..evals.calibrate import Calibrated
+    from ..evals.guarantee import Budget
     from ..evals.suite import Suite
     from ..evals.unit import ArmPlan
     from ..steering import Steering
+
+
+class Limits(TypedDict):
+    """A budget, and the costs of it that are left out where there is nothing to measure them with."""
+
+    budget: Budget
+    optional: tuple[str, ...]
+
 
 COSTS = {"lost": ("capability lost, points", 100), "kl": ("KL, nats", 1), "perplexity": ("perplexity, +%", 100)}
 
@@ -54,15 +66,15 @@ def calibrate(
     layers: Annotated[str | None, typer.Option(help="Blocks that are tried, commas between (2,3,4), or all.")] = None,
     positions: Annotated[str | None, typer.Option(help="Positions that are tried, with ; between (not_template;decoding).")] = None,
     ranks: Annotated[str | None, typer.Option(help="Ranks that are tried, commas between.")] = None,
-    lost: Annotated[float, typer.Option(help="Budget: share of capability items (0.02 is two points; 0: no limit).")] = 0.02,
-    kl: Annotated[float, typer.Option(help="Budget: nats of KL a token on neutral prompts (0: no limit).")] = 0.1,
-    perplexity: Annotated[float, typer.Option(help="Budget: share of perplexity on held-out text (0: no limit).")] = 0.05,
+    lost: Annotated[float | None, typer.Option(help="Budget: share of capability items (0: no limit).  [default: 0.02, two points, where there are items]")] = None,
+    kl: Annotated[float | None, typer.Option(help="Budget: nats of KL a token on neutral prompts (0: no limit).  [default: 0.1]")] = None,
+    perplexity: Annotated[float | None, typer.Option(help="Budget: share of perplexity on held-out text (0: no limit).  [default: 0.05 where there are texts]")] = None,
     direction: Annotated[Literal["elicit", "suppress", "both"], typer.Option(help="Which way.")] = "both",
     search: Annotated[Literal["halving", "optuna"], typer.Option(help="What looks through settings and strengths (optuna needs steerlab[tune]).")] = "halving",
     prompts: Annotated[int, typer.Option(min=2, help="Dev prompts of each direction.")] = 24,
-    items: Annotated[int, typer.Option(min=0, help="Capability items at most; two points take about 2,000.")] = 2000,
-    neutrals: Annotated[int, typer.Option(min=0, help="Neutral prompts.")] = 192,
-    texts: Annotated[int, typer.Option(min=0, help="Held-out texts.")] = 128,
+    items: Annotated[int, typer.Option(min=0, help="Capability items that certify, at most; two points take some 2,000, and 4,000 where items change both ways.")] = 4000,
+    neutrals: Annotated[int, typer.Option(min=0, help="Neutral prompts that certify, at most.")] = 256,
+    texts: Annotated[int, typer.Option(min=0, help="Held-out texts that certify, at most.")] = 256,
     tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 64,
     pairs: Annotated[int, typer.Option(min=2, help="Pairs to fit on, from the pilot's corpus.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the fit, and of what is drawn.")] = 0,
@@ -87,7 +99,6 @@ def calibrate(
     from .. import progress
     from ..evals.asked import Asked
     from ..evals.calibrate import calibrate as calibrated
-    from ..evals.guarantee import Budget
     from ..meter import Meter
 
     fitted = _loaded(target)
@@ -107,7 +118,7 @@ def calibrate(
         neutral_file, items_file, text,
     )  # fmt: skip
     asked = Asked(
-        budget=Budget(lost or None, kl or None, perplexity or None),
+        **limits_of(lost, kl, perplexity),
         directions=("elicit", "suppress") if direction == "both" else (direction,), search=search, prompts=prompts, items=items,
         neutral=neutrals, texts=texts, tokens=tokens, seed=seed,
     )  # fmt: skip
@@ -124,6 +135,16 @@ def calibrate(
         printed(found)
     say(f"wrote {path}; it took {found.ledger.told()}")
     took(meter)
+
+
+def limits_of(lost: float | None, kl: float | None, perplexity: float | None) -> Limits:
+    """The budget of the options: what isn't said has its usual limit, where it can be measured. Raises `ConfigError` for none."""
+    from ..evals.guarantee import Budget
+
+    given = {"lost": lost, "kl": kl, "perplexity": perplexity}
+    usual = {name: v for name, v in given.items() if v is not None}
+    unsaid = tuple(name for name in given if name not in usual)
+    return {"budget": replace(Budget(), **{n: v or None for n, v in usual.items()}), "optional": unsaid}
 
 
 def suite_for(
@@ -170,12 +191,10 @@ def printed(found: Calibrated) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from ..ranges import in_words
-
     out, told = console(), found.steering.meta.range or {}
     if found.setting.settings:
         out.print(f"setting: {found.setting.told()}")
-    out.print(in_words(told), style="bold")
+    out.print(coloured(told))
     for direction, side in told["directions"].items():
         table = Table(title=direction, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         costs = [n for n in COSTS if any(n in row for row in side["strengths"])]
@@ -187,13 +206,21 @@ def printed(found: Calibrated) -> None:
             table.add_row(*cells, _verdict(row))
         out.print(table) if side["strengths"] else out.print(f"{direction}: the signals show nothing within the budget")
         for name, r in side["unresolved"].items():
-            out.print(
-                f"  not resolved: {COSTS[name][0]} (± {COSTS[name][1] * (r['half'] or 0):.2g} from {r['n']}; the budget takes"
-                f" about {r['needed']})"
-            )
+            out.print(f"  unresolved: {COSTS[name][0]} ({unresolved_words(r, COSTS[name][1])})", style="yellow")
     missing = told["measured"]["unmeasured"]
     if missing:
-        out.print(f"not measured, for want of data: {', '.join(COSTS[n][0] for n in missing)}")
+        out.print(
+            f"not in the budget, as there is nothing to measure it with: {', '.join(COSTS[n][0] for n in missing)}",
+            style="yellow",
+        )
+
+
+def unresolved_words(r: Mapping[str, Any], scale: float = 1.0) -> str:
+    """How finely a cost is known, and what it takes."""
+    if not r["n"]:
+        return "not measured at this strength"
+    takes = "too close to the budget for any number" if r["needed"] is None else f"it takes about {r['needed']}"
+    return f"± {scale * (r['half'] or 0):.2g} from {r['n']}; {takes}"
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -202,7 +229,9 @@ def _verdict(row: dict[str, Any]) -> str:
         return "not asked"
     bad = [n for n, v in found.items() if v == "broken"]
     unsure = [n for n, v in found.items() if v == "open"]
-    return f"over: {', '.join(bad)}" if bad else f"unsure: {', '.join(unsure)}" if unsure else "held"
+    if bad or unsure:
+        return f"[red]over: {', '.join(bad)}[/]" if bad else f"[yellow]unresolved: {', '.join(unsure)}[/]"
+    return "[green]certified[/]"
 
 
 def _number(value: float | None, scale: float) -> str:

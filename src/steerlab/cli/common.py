@@ -14,6 +14,7 @@ from ..errors import ArtefactError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from ..engines.base import Runner
     from ..exports.base import Hints
@@ -164,9 +165,22 @@ def composed(files: Sequence[Opened]) -> Steering | None:
     return whole
 
 
+COLOURS = {"safe": "green", "unresolved": "yellow", "over": "red", "not calibrated": "dim"}
+
+
+def coloured(told: Mapping[str, Any] | None) -> Text:
+    """A range in words, each direction in the colour of how far it is to be trusted."""
+    from rich.text import Text
+
+    from ..ranges import phrases
+
+    parts = [(phrase.words, COLOURS[phrase.state]) for phrase in phrases(told)]
+    return Text("; ").join(Text(words, style) for words, style in parts)
+
+
 def keep_to_range(files: Sequence[Opened], strengths: Sequence[float], *, strict: bool) -> None:
-    """Warn of strengths beyond what each file was calibrated for. Raises `EditError` of them with `strict`, and of files
-    that aren't calibrated; a file without a range is said to have none.
+    """Warn of strengths that each file wasn't certified for. Raises `EditError` of them with `strict` (beyond the range,
+    unresolved, not calibrated); a file without a range is said to have none.
     """
     from ..errors import EditError
     from ..ranges import in_words, standing
@@ -178,7 +192,7 @@ def keep_to_range(files: Sequence[Opened], strengths: Sequence[float], *, strict
         if strict and any(not f.allowed for f in found):
             refused = "; ".join(dict.fromkeys(f.words for f in found if not f.allowed))
             raise EditError(
-                f"{path}: {refused}, and --strict keeps to calibrated strengths. Its range: {in_words(told)}."
+                f"{path}: {refused}, and --strict keeps to strengths that are certified. Its range: {in_words(told)}."
                 " Calibrate it (`steerlab calibrate`), take a strength within, or leave --strict out."
             )
         for line in words:

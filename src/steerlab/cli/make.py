@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .common import BatchSize, Config, Device, Dtype, Json, Model, Revision, TemplateOption, console, dump, say, took
+from .common import (  # fmt: skip
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Revision,
+    TemplateOption,
+    coloured,
+    console,
+    dump,
+    say,
+    took,
+)
 
 if TYPE_CHECKING:
     from ..contrast import Contrast
@@ -29,12 +44,12 @@ def make(
     writer_model: Annotated[str, typer.Option(help="The endpoint's model.")] = "",
     pairs: Annotated[int, typer.Option(min=16, help="Pairs to write.")] = 192,
     gate: Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: where a direction isn't useful within the budget, and it pays.")] = "auto",
-    lost: Annotated[float, typer.Option(help="Budget: share of capability items (0: no limit).")] = 0.02,
-    kl: Annotated[float, typer.Option(help="Budget: nats of KL a token on neutral prompts (0: no limit).")] = 0.1,
-    perplexity: Annotated[float, typer.Option(help="Budget: share of perplexity on held-out text (0: no limit).")] = 0.05,
+    lost: Annotated[float | None, typer.Option(help="Budget: share of capability items (0: no limit).  [default: 0.02, two points, where there are items]")] = None,
+    kl: Annotated[float | None, typer.Option(help="Budget: nats of KL a token on neutral prompts (0: no limit).  [default: 0.1]")] = None,
+    perplexity: Annotated[float | None, typer.Option(help="Budget: share of perplexity on held-out text (0: no limit).  [default: 0.05 where there are texts]")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Dev prompts of each direction.")] = 12,
     test: Annotated[int, typer.Option(min=2, help="Test prompts of each direction.")] = 24,
-    capability: Annotated[int, typer.Option(min=0, help="Capability items at most; two points take about 2,000.")] = 1200,
+    capability: Annotated[int, typer.Option(min=0, help="Capability items that certify, at most; two points take some 2,000.")] = 2000,
     tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without showing the data first.")] = False,
@@ -50,13 +65,11 @@ def make(
 ) -> None:  # fmt: skip
     """Make a steering from a description: data, a look at it, fit, range, gate where it pays, test, card, file."""
     from .. import progress
-    from ..evals.asked import Asked
-    from ..evals.guarantee import Budget
     from ..loading import load
     from ..making.forecast import expected
-    from ..making.steps import FILES, Job, make_steering
+    from ..making.steps import FILES, MEASURED, Job, make_steering
     from ..meter import Meter
-    from ..ranges import in_words
+    from .calibrate import limits_of
     from .data import instructions_from
     from .evaluate import parse_arm
 
@@ -68,10 +81,7 @@ def make(
         "template": template,
         "batch_size": batch_size,
     }
-    asked = Asked(
-        Budget(lost or None, kl or None, perplexity or None), prompts=prompts, items=capability, lot=100, neutral=96, texts=64,
-        pairs=12,
-    )  # fmt: skip
+    asked = replace(MEASURED, prompts=prompts, items=capability, **limits_of(lost, kl, perplexity))
     with Meter() as meter:
         engine = load(model, **loaded)
         job = Job(
@@ -92,7 +102,7 @@ def make(
     if json:
         dump({"folder": str(out), "digest": made.steering.digest, "steps": made.steps, "range": made.steering.meta.range, "test": made.evaluation})  # fmt: skip
     else:
-        console().print(in_words(made.steering.meta.range), style="bold")
+        console().print(coloured(made.steering.meta.range))
         console().print(f"gate: {made.steps['gate']['gate']}")
     say(f"wrote {out / FILES['gate']}, {out / 'card.md'} and {out / 'card.html'}")
     took(meter)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Config, Json, console, dump
+from .common import Config, Json, coloured, console, dump
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from ..edits import Edit
     from ..steering import Steering
@@ -82,8 +83,6 @@ def drawn(steering: Steering, file: Path) -> None:
 def _provenance(steering: Steering) -> Table:
     from rich.table import Table
 
-    from ..ranges import in_words
-
     meta = steering.meta
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -92,12 +91,12 @@ def _provenance(steering: Steering) -> Table:
     name = method.pop("name", None)
     data = meta.data
     sizes = ", ".join(f"{data[k]} {k}" for k in ("positive", "negative", "neutral") if data.get(k))
-    rows: list[tuple[str, str | None]] = [
+    rows: list[tuple[str, str | Text | None]] = [
         ("model", " ".join(str(v) for v in (meta.model, meta.revision) if v) or None),
         ("template", {None: None, "plain": "plain text"}.get(meta.template, f"chat, {str(meta.template)[:12]}…")),
         ("method", None if name is None else f"{name} ({', '.join(f'{k}={v}' for k, v in method.items())})"),
         ("data", _told(data, sizes) if data else None),
-        ("range", in_words(meta.range) if meta.range else None),
+        ("range", coloured(meta.range) if meta.range else None),
         ("versions", ", ".join(f"{k} {v}" for k, v in meta.versions.items()) or None),
         *((f"fit: {key}", _figure(key, value)) for key, value in meta.figures.items()),
     ]  # fmt: skip

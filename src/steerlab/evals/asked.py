@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import ConfigError
-from .guarantee import DELTA, Budget
+from .guarantee import DELTA, HIGH, Budget
 from .results import Direction
 from .unit import DIRECTIONS
 
@@ -30,31 +30,37 @@ class Asked:
     """What is calibrated and how much is measured.
 
     `points` are the strengths measured with replies, as shares of where the signals reach the budget. `most` is the greatest
-    strength that is tried where the edit has no limit of its own. `finalists` settings get replies. `lot` capability items
-    are measured at a time, `items` at most; `neutral` prompts and `texts` carry KL and perplexity. A direction whose signals
-    show less than `least` of what asking brings isn't measured with replies: nothing useful lies within its budget.
+    strength that is tried where the edit has no limit of its own. `finalists` settings get replies. At most `items` capability
+    items, `neutral` prompts and `texts` certify capability, KL and perplexity, `lot` items at a time; beside these, `lot` items
+    and `choosing` prompts and texts are read to choose settings and strengths by, and never certify (`apart`). A direction whose
+    signals show less than `least` of what asking brings isn't measured with replies: nothing useful lies within its budget.
+
+    Without a `budget` the usual limits hold for what the suite can measure. Of a budget that is given, each limit has to be
+    measurable, except those that `optional` names; what is left out is no part of the range's budget.
     """
 
-    budget: Budget = field(default_factory=Budget)
+    budget: Budget | None = None
+    optional: tuple[str, ...] = ()
     directions: tuple[Direction, ...] = DIRECTIONS
     search: Search = "halving"
     trials: int = 40
     finalists: int = 2
-    points: tuple[float, ...] = (0.4, 0.6, 0.8, 0.9, 0.95)
+    points: tuple[float, ...] = (0.25, 0.5, 0.7, 0.85, 0.95)
     most: float = 3.0
     least: float = 0.05
     delta: float = DELTA
     prompts: int = 24
-    items: int = 2000
+    items: int = 4000
     lot: int = 200
-    neutral: int = 192
-    texts: int = 128
+    neutral: int = 256
+    texts: int = 256
+    choosing: int = 64
     pairs: int = 24
     tokens: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "lot", "neutral", "tokens", "finalists", "trials"):
+        for name in ("prompts", "lot", "neutral", "choosing", "tokens", "finalists", "trials"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if (
@@ -68,5 +74,32 @@ class Asked:
                 f"points are {self.points}, delta {self.delta:g}, most {self.most:g}; expected shares in (0, 1], a level below"
                 " a half, and a strength above 0."
             )
+        if unknown := [name for name in self.optional if name not in HIGH]:
+            raise ConfigError(f"optional names {', '.join(unknown)}; expected some of {', '.join(HIGH)}.")
         if not self.directions:
             raise ConfigError("at least one direction is calibrated; give elicit, suppress or both.")
+
+    def limits(self, there: Collection[str]) -> Budget:
+        """The budget over costs that can be measured. Raises `ConfigError` where a limit was asked for and can't be."""
+        budget = self.budget or Budget()
+        optional = tuple(HIGH) if self.budget is None else self.optional
+        missing = [name for name in budget.limits() if name not in there]
+        if short := [name for name in missing if name not in optional]:
+            raise ConfigError(
+                f"the budget limits {', '.join(WORDS[n][0] for n in short)}, and there is nothing to measure it with, once"
+                f" some is set apart to choose by; give {' and '.join(WORDS[n][1] for n in short)}, or leave it out of the budget"
+                f" ({', '.join(f'--{n} 0' for n in short)}; in Python, None)."
+            )
+        if set(missing) == set(budget.limits()):
+            raise ConfigError(
+                f"the budget ({budget.told()}) limits nothing that can be measured here; give capability items,"
+                " neutral prompts or texts."
+            )
+        return replace(budget, **dict.fromkeys(missing))
+
+
+WORDS = {
+    "lost": ("capability", "capability items (--items)"),
+    "kl": ("KL", "neutral prompts with answers (--neutral)"),
+    "perplexity": ("perplexity", "texts (--text)"),
+}

@@ -4,47 +4,44 @@ On dev alone, the cheap before the dear, each step for what the one before has l
 
 1. signals (`signals`): gain, KL and perplexity by forward passes, of every setting, halved on the way (`search`);
 2. replies of the settings in the final at a few strengths up to where the signals reach the budget: effect, joint success,
-   and a first lot of capability items; the best setting goes on, strengths that have lost too much don't;
-3. the budget (`guarantee`): KL and perplexity on more prompts, then capability lot by lot until each strength, from the
-   weakest up, is certified, can't be, or has used up the items. Where that leaves the best setting worth less than the next
-   one seemed to be, the next is certified, too.
+   and a lot of capability items; the best setting goes on, strengths that have lost too much don't;
+3. the budget (`guarantee`), on prompts, texts and items that nothing was chosen by (`apart`), lot by lot until each strength,
+   from the weakest up, is certified, can't be, or has used them up. Where that leaves the best setting worth less than the
+   next one seemed to be, the next is certified, too.
 
-`max_safe` is the strongest strength that is certified for every cost at level δ. Where a suite has too few items to certify
-any capability budget, the cost counts as `unresolved`: its mean has to be within, and the range says so. `default` is the
-safe strength with the best joint success (the weakest of equals) where that is surely more than without steering, and
-`min_useful` is where half of that is reached.
+`max_safe` is the strongest strength that is certified for every cost in the budget, and all weaker ones that were measured with
+it. Between it and `max_unresolved` nothing was seen to be over and not all is certified: those strengths are unresolved, and
+never called safe. `default` is the safe strength with the best joint success (the weakest of equals) where that is surely more
+than without steering, and `min_useful` is where half of that is reached. The steps are in `procedure`; here is what they read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .. import progress
+from ..contrast import Example
 from ..engines.base import Trainable
 from ..errors import ConfigError, SteerlabError
+from ..ranges import RULE
 from ..steering import Steering
 from ..version import __version__
+from .apart import Apart, apart
 from .asked import Asked, Setting
+from .guarantee import Budget
 from .measure import Amounts, Effects, capability, measure_effects
-from .operating import Row, hopeless, kept, side, verdict
+from .procedure import Procedure, Rows
 from .results import Direction
-from .search import Found, halving, optuna
-from .signals import Ledger, Signals, clipped
-from .stats import mean
+from .search import Found
+from .signals import Cheap, Ledger, Signal, Signals
 from .suite import Suite
 from .unit import ArmPlan, fit_arm, signed_domain
-
-Rows = Mapping[Direction, Sequence[Row]]  # the strengths of a setting that were measured, weakest first
-MARGIN = (
-    0.1  # of joint success: what another setting has to promise beyond what is certified, before it is certified, too
-)
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,9 @@ def calibrate(
     suite can't measure, or where nothing can act.
     """
     engine, asked = engine or suite.engine(), asked or Asked()
-    run = Calibration(suite, task, given, asked, list(settings) or [Setting()], engine, fitted)
+    read = Measured(suite, task, given, asked, list(settings) or [Setting()], engine, fitted)
+    budget = asked.limits(read.there())  # refused before anything is fitted
+    run = Procedure(asked, read, budget)
     with progress.task("calibrating", 3) as bar:
         bar.tell("signals")
         found = run.searched()
@@ -86,15 +85,15 @@ def calibrate(
         bar.tell("the budget")
         arm, rows = run.settled(finalists)
         bar.advance()
-    told = run.range(arm, rows, found)
-    steering = run.fitted(arm)
+    told = read.range(run, arm, rows, found)
+    steering = read.fitted(arm)
     steering = replace(steering, meta=replace(steering.meta, range=told))
-    full = run.ledger.replies / max(1, asked.prompts + asked.items)
-    return Calibrated(steering, run.settings[arm], rows, found, run.ledger, full)
+    full = read.ledger.replies / max(1, asked.prompts + asked.items)
+    return Calibrated(steering, read.given_settings[arm], rows, found, read.ledger, full)
 
 
-class Calibration:
-    """One calibration, step by step."""
+class Measured:
+    """The readings of a model, setting by setting (`procedure.Readings`): dev's prompts, items and texts, set apart at once."""
 
     def __init__(
         self,
@@ -102,36 +101,44 @@ class Calibration:
         task: str,
         given: Steering | ArmPlan,
         asked: Asked,
-        settings: list[Setting],
+        settings: Sequence[Setting],
         engine: Trainable,
-        fitted: Sequence[Steering],
+        fitted: Sequence[Steering] = (),
     ) -> None:
         self.suite, self.task, self.given, self.asked = suite, task, given, asked
-        self.settings, self.engine = settings, engine
+        self.given_settings, self.engine = settings, engine
         self.ledger = Ledger()
+        neutral, texts, self.items = self._apart()
         self.signals = Signals(
-            suite, engine, task, "dev", pairs=asked.pairs, neutral=asked.neutral, texts=asked.texts, seed=asked.seed,
-            ledger=self.ledger,
+            suite, engine, task, "dev", pairs=asked.pairs, neutral=0, texts=0, seed=asked.seed, ledger=self.ledger,
+            cheap=Cheap(engine, neutral.choose, texts.choose, self.ledger),
         )  # fmt: skip
-        items = list(suite.items("dev", asked.items, asked.seed)) if asked.items and suite.correct() else []
-        # in an order of no meaning: a suite may give them kind by kind, and measuring may stop at any lot
-        self.items = [items[i] for i in np.random.default_rng(asked.seed).permutation(len(items))]
-        self.limits = self._limits()
+        self.certifying = Cheap(engine, neutral.certify, texts.certify, self.ledger)
         self._fitted: dict[int, Steering | None] = dict(enumerate(fitted))
         self._why: dict[int, str] = {}
-        self._base: list[float | None] = []
+        self._base: dict[str, list[float | None]] = {"choose": [], "certify": []}
         self._plain: dict[Direction, Effects] = {}
 
-    def _limits(self) -> dict[str, float]:
-        """The budgets that this suite can measure."""
-        there = {"lost": self.items, "kl": self.signals.neutral, "perplexity": self.signals.texts}
-        limits = {n: m for n, m in self.asked.budget.limits().items() if there[n]}
-        if not limits:
-            raise ConfigError(
-                f"the budget ({self.asked.budget.told()}) limits nothing that can be measured here; give capability items,"
-                " neutral prompts or texts."
-            )
-        return limits
+    def _apart(self) -> tuple[Apart[Example], Apart[str], Apart[Example]]:
+        """Neutral prompts, texts and items: those that choose, and those that certify."""
+        suite, asked = self.suite, self.asked
+        texts = suite.texts("dev", asked.texts + asked.choosing) if asked.texts else ()
+        items = suite.items("dev", asked.items + asked.lot, asked.seed) if asked.items and suite.correct() else ()
+        return (
+            neutral_apart(suite, self.task, asked, len(self.given_settings)),
+            apart(texts, asked.choosing, asked.texts, asked.seed),
+            apart(items, asked.lot, asked.items, asked.seed, key=lambda e: e.instruction),
+        )
+
+    def there(self) -> list[str]:
+        """The costs that there is something to certify with."""
+        things = {"lost": self.items.certify, "kl": self.certifying.neutral, "perplexity": self.certifying.texts}
+        return [name for name, kept in things.items() if kept]
+
+    @property
+    def settings(self) -> int:
+        """How many settings there are to choose from."""
+        return len(self.given_settings)
 
     def fitted(self, arm: int) -> Steering:
         """A setting's steering. Raises what its fit raised."""
@@ -139,20 +146,20 @@ class Calibration:
             if isinstance(self.given, Steering):
                 self._fitted[arm] = self.given
             else:
-                merged = replace(self.given, settings={**self.given.settings, **self.settings[arm].settings})
+                merged = replace(self.given, settings={**self.given.settings, **self.given_settings[arm].settings})
                 self.ledger.fits += 1
                 try:
                     self._fitted[arm] = fit_arm(self.suite, None, merged, self.task, self.asked.seed, self.engine)
                 except SteerlabError as problem:
-                    if len(self.settings) == 1:
+                    if len(self.given_settings) == 1:
                         raise
                     self._fitted[arm], self._why[arm] = None, str(problem)
         made = self._fitted[arm]
         if made is None:
-            raise ConfigError(f"the setting {self.settings[arm].told()} can't be fitted: {self._why[arm]}")
+            raise ConfigError(f"the setting {self.given_settings[arm].told()} can't be fitted: {self._why[arm]}")
         return made
 
-    def _reach(self, arm: int, direction: Direction) -> float:
+    def reach(self, arm: int, direction: Direction) -> float:
         """The greatest strength that a setting takes in a direction; 0 where it has none."""
         try:
             steering = self.fitted(arm)
@@ -165,197 +172,86 @@ class Calibration:
         """Of the strengths of a direction."""
         return signed_domain(self.fitted(arm), self.given if isinstance(self.given, ArmPlan) else None, direction)[0]
 
-    # --- signals ----------------------------------------------------------------------------------------------------
+    def whole(self, arm: int) -> bool:
+        """A prompt is there or it isn't."""
+        return self.fitted(arm).prompt is not None
 
-    def searched(self) -> Found:
-        """The settings in order, with where each reaches the budget."""
+    # --- what settings and strengths are chosen by --------------------------------------------------------------------
 
-        def read(arm: int, direction: Direction, size: float, share: float) -> tuple[float | None, float]:
-            if self.fitted(arm).prompt is not None and size < 1:
-                return None, math.inf  # a prompt is there or it isn't
-            steering = self.fitted(arm).scaled(self.sign(arm, direction) * size)
-            signal = self.signals.read(steering, direction, share)
-            return signal.gain, signal.strain(self.asked.budget)
+    def signal(self, arm: int, direction: Direction, strength: float, share: float) -> Signal:
+        """The signals on dev's pairs, and on the prompts and texts that are chosen by."""
+        return self.signals.read(self.fitted(arm).scaled(strength), direction, share)
 
-        arms, directions = len(self.settings), self.asked.directions
-        if self.asked.search == "optuna":
-            found = optuna(arms, self._reach, directions, read, trials=self.asked.trials, seed=self.asked.seed)
-        else:
-            found = halving(arms, self._reach, directions, read, keep=min(self.asked.finalists, arms))
-        if not found.edges:
-            raise ConfigError(
-                f"nothing can act on {self.task!r} in {' or '.join(directions)}"
-                + (f": {next(iter(self._why.values()))}" if self._why else ".")
-            )
-        return found
-
-    # --- replies ----------------------------------------------------------------------------------------------------
-
-    def final(self, found: Found) -> list[tuple[int, Rows]]:
-        """The settings that got replies, the one that does best first, with what was measured of each."""
-        alive = [a for a in found.order if any(key[0] == a for key in found.edges)]
-        if any(p.gain is not None for edge in found.edges.values() for p in edge.points):
-            alive = alive[: self.asked.finalists]  # without pairs the signals can't tell settings apart
-        measured = {arm: self._measured(arm, found) for arm in alive}
-        return sorted(measured.items(), key=lambda one: (-self._promised(one[1]), alive.index(one[0])))
-
-    def _measured(self, arm: int, found: Found) -> dict[Direction, list[Row]]:
-        rows: dict[Direction, list[Row]] = {}
-        for direction in self.asked.directions:
-            edge = found.edges.get((arm, direction))
-            if edge is None:
-                continue
-            known = any(p.gain is not None for p in edge.points)
-            if not edge.strength or (known and edge.gain < self.asked.least):
-                rows[direction] = []  # nothing that the signals see lies within the budget
-                continue
-            sizes = self._sizes(arm, direction, edge.strength)
-            steerings = [self.fitted(arm).scaled(s) for s in sizes]
-            amounts = Amounts(self.asked.prompts, 0, 0, 0, self.asked.tokens)
-            effects = measure_effects(
-                self.suite, self.engine, self.task, direction, "dev", steerings, amounts, self.asked.seed
-            )
-            self.ledger.replies += len(steerings) * len(effects[0].joint)
-            rows[direction] = [Row(s, e) for s, e in zip(sizes, effects, strict=True)]
-            if "lost" in self.limits:
-                self._first_lot(arm, rows[direction])
-        return rows
-
-    def _sizes(self, arm: int, direction: Direction, edge: float) -> list[float]:
-        """Strengths with their sign, the weakest first. A prompt has but one."""
-        sign = self.sign(arm, direction)
-        if self.fitted(arm).prompt is not None:
-            return [sign]
-        return [sign * float(f"{share * edge:.3g}") for share in sorted(self.asked.points)]
-
-    def _first_lot(self, arm: int, rows: Sequence[Row]) -> None:
-        for row in rows:
-            row.costs["lost"] = np.zeros(0)
-        for row in rows:
-            self._lot(arm, row)
-
-    def _lot(self, arm: int, row: Row) -> bool:
-        """Measure a row's next capability items; False where there are none left."""
-        done = len(row.costs["lost"])
-        at, until = done, min(len(self.items), done + self.asked.lot)
-        if at >= until:
-            return False
-        while len(self._base) < until:
-            more = self.items[len(self._base) : len(self._base) + self.asked.lot]
-            self._base += capability(self.suite, self.engine, more, [None], self.asked.tokens)[0].capability
-            self.ledger.replies += len(more)
-        steering = self.fitted(arm).scaled(row.strength)
-        now = capability(self.suite, self.engine, self.items[at:until], [steering], self.asked.tokens)[0].capability
-        self.ledger.replies += until - at
-        # an item that can't be judged is one that was lost: nothing may look safe for want of a judgement
-        lost = [1.0 if b is None or v is None else b - v for b, v in zip(self._base[at:until], now, strict=True)]
-        row.costs["lost"] = np.concatenate([row.costs["lost"], lost])
-        return True
-
-    def _promised(self, rows: Rows) -> float:
-        """What a setting seems to bring: mean over directions of the most joint success, beyond the unsteered, among strengths
-        that haven't surely lost too much."""
-        gains = [
-            max((self._gained(d, r.joint) for r in found if not hopeless(r, self.limits)), default=0.0)
-            for d, found in rows.items()
-        ]
-        return sum(gains) / len(gains) if gains else 0.0
-
-    def _gained(self, direction: Direction, joint: float | None) -> float:
-        return max(0.0, (joint or 0.0) - (mean(self.plain(direction).joint) or 0.0))
-
-    # --- the budget -------------------------------------------------------------------------------------------------
-
-    def settled(self, finalists: Sequence[tuple[int, Rows]]) -> tuple[int, Rows]:
-        """The setting that is worth most once its strengths are certified.
-
-        The first is certified; another one only where it promises surely more than the best so far has kept.
-        """
-        best: tuple[int, Rows] | None = None
-        worth = -math.inf
-        for arm, rows in finalists:
-            if best is not None and self._promised(rows) <= worth + MARGIN:
-                break  # they come in order: no later one promises more
-            self.certify(arm, rows)
-            if (kept := self._worth(arm, rows)) > worth:
-                best, worth = (arm, rows), kept
-        assert best is not None
-        return best
-
-    def _worth(self, arm: int, rows: Rows) -> float:
-        """The same of what is certified: a direction without a default brings nothing."""
-        gains = [
-            self._gained(d, told["joint"]) if told["default"] else 0.0 for d, told in self.sides(arm, rows).items()
-        ]
-        return sum(gains) / len(gains) if gains else 0.0
-
-    def certify(self, arm: int, rows: Rows) -> None:
-        """Every strength's verdict on every cost, from the weakest up until one can't be safe."""
-        order = np.random.default_rng(self.asked.seed)
-        for found in rows.values():
-            for row in found:
-                self._cheap(arm, row, order)
-                cheap = all(self._settle(row, name) for name in ("kl", "perplexity") if name in row.costs)
-                if not cheap or ("lost" in self.limits and not self._items_held(arm, row)):
-                    break
-
-    def _cheap(self, arm: int, row: Row, order: np.random.Generator) -> None:
-        steering = self.fitted(arm).scaled(row.strength)
-        for name, read in (("kl", self.signals.kl), ("perplexity", self.signals.perplexity)):
-            if name in self.limits and len(values := clipped(name, read(steering))):
-                row.costs[name] = values[order.permutation(len(values))]
-
-    def _settle(self, row: Row, name: str) -> bool:
-        row.verdicts[name] = verdict(name, row.costs[name], self.limits, len(row.costs[name]), self.asked.delta)
-        return kept(row, name, self.limits, self.asked.delta)
-
-    def _items_held(self, arm: int, row: Row) -> bool:
-        """Capability, lot by lot until the case is clear."""
-        while True:
-            row.verdicts["lost"] = verdict("lost", row.costs["lost"], self.limits, len(self.items), self.asked.delta)
-            if row.verdicts["lost"] == "held":
-                return True
-            if hopeless(row, self.limits):
-                row.verdicts["lost"] = "broken"
-                return False
-            if not self._lot(arm, row):
-                return kept(row, "lost", self.limits, self.asked.delta)
-
-    # --- the range --------------------------------------------------------------------------------------------------
-
-    def range(self, arm: int, rows: Rows, found: Found) -> dict[str, Any]:
-        """What the steering's meta keeps."""
-        asked = self.asked
-        told = {
-            "steerlab": __version__, "model": self.engine.name, "revision": self.engine.revision, "task": self.task,
-            "suite": str(self.suite.told().get("kind")), "split": "dev", "seeds": [asked.seed], "delta": asked.delta,
-            "digest": self._digest(),
-            "n": {"prompts": asked.prompts, "items": len(self.items), "neutral": len(self.signals.neutral),
-                  "texts": len(self.signals.texts), "pairs": len(self.signals.pairs), "tokens": asked.tokens},
-            "search": {"by": asked.search, "settings": len(self.settings), "won": dict(self.settings[arm].settings),
-                       "readings": found.readings, "replies": self.ledger.replies, "rows": self.ledger.rows,
-                       "fits": self.ledger.fits},
-            "unmeasured": [n for n in asked.budget.limits() if n not in self.limits],
-        }  # fmt: skip
-        return {"directions": self.sides(arm, rows), "budget": asdict(asked.budget), "measured": told}
-
-    def sides(self, arm: int, rows: Rows) -> dict[Direction, dict[str, Any]]:
-        """Each direction's range as plain data."""
-        return {
-            d: side(int(self.sign(arm, d)), of, self.plain(d) if of else Effects(), self.limits, self.asked.delta)
-            for d, of in rows.items()
-        }
+    def effects(self, arm: int, direction: Direction, strengths: Sequence[float]) -> list[Effects]:
+        """Of dev's prompts at each strength."""
+        return self._effects(direction, [self.fitted(arm).scaled(s) for s in strengths])
 
     def plain(self, direction: Direction) -> Effects:
         """What the model does unsteered."""
         if direction not in self._plain:
-            amounts = Amounts(self.asked.prompts, 0, 0, 0, self.asked.tokens)
-            found = measure_effects(
-                self.suite, self.engine, self.task, direction, "dev", [None], amounts, self.asked.seed
-            )
-            self._plain[direction] = found[0]
-            self.ledger.replies += len(found[0].joint)
+            (self._plain[direction],) = self._effects(direction, [None])
         return self._plain[direction]
+
+    def _effects(self, direction: Direction, steerings: Sequence[Steering | None]) -> list[Effects]:
+        amounts = Amounts(self.asked.prompts, 0, 0, 0, self.asked.tokens)
+        found = measure_effects(
+            self.suite, self.engine, self.task, direction, "dev", steerings, amounts, self.asked.seed
+        )
+        self.ledger.replies += len(steerings) * len(found[0].joint)
+        return found
+
+    def seen(self, arm: int, strength: float) -> np.ndarray:
+        """The items that are chosen by."""
+        return self._lost("choose", self.items.choose, self.fitted(arm).scaled(strength), 0, len(self.items.choose))
+
+    # --- what certifies ----------------------------------------------------------------------------------------------
+
+    def amount(self, name: str, arm: int) -> int:
+        """How many items, neutral prompts or texts certify a cost."""
+        if name == "perplexity":
+            return self.certifying.readable(self.fitted(arm))
+        return len(self.items.certify if name == "lost" else self.certifying.neutral)
+
+    def costs(self, name: str, arm: int, strength: float, start: int, stop: int) -> np.ndarray:
+        """A cost of those from `start` to `stop`."""
+        steering = self.fitted(arm).scaled(strength)
+        if name == "kl":
+            return self.certifying.kl(steering, start, stop)
+        if name == "perplexity":
+            return self.certifying.perplexity(steering, start, stop)
+        return self._lost("certify", self.items.certify, steering, start, stop)
+
+    def _lost(self, part: str, items: Sequence[Example], steering: Steering, start: int, stop: int) -> np.ndarray:
+        base = self._base[part]
+        if more := items[len(base) : stop]:
+            base += capability(self.suite, self.engine, more, [None], self.asked.tokens)[0].capability
+            self.ledger.replies += len(more)
+        now = capability(self.suite, self.engine, items[start:stop], [steering], self.asked.tokens)[0].capability
+        self.ledger.replies += len(now)
+        # an item that can't be judged is one that was lost: nothing may look safe for want of a judgement
+        return np.asarray(
+            [1.0 if b is None or v is None else b - v for b, v in zip(base[start:stop], now, strict=True)]
+        )
+
+    # --- the range --------------------------------------------------------------------------------------------------
+
+    def range(self, run: Procedure, arm: int, rows: Rows, found: Found) -> dict[str, Any]:
+        """What the steering's meta keeps."""
+        asked, budget = self.asked, run.budget
+        told = {
+            "steerlab": __version__, "model": self.engine.name, "revision": self.engine.revision, "task": self.task,
+            "suite": str(self.suite.told().get("kind")), "split": "dev", "seeds": [asked.seed], "delta": asked.delta,
+            "level": run.level, "digest": self._digest(),
+            "n": {"prompts": asked.prompts, "items": len(self.items.certify), "neutral": len(self.certifying.neutral),
+                  "texts": len(self.certifying.texts), "pairs": len(self.signals.pairs), "tokens": asked.tokens},
+            "choosing": {"items": len(self.items.choose), "neutral": len(self.signals.neutral),
+                         "texts": len(self.signals.texts)},
+            "search": {"by": asked.search, "settings": self.settings, "won": dict(self.given_settings[arm].settings),
+                       "readings": found.readings, "replies": self.ledger.replies, "rows": self.ledger.rows,
+                       "fits": self.ledger.fits},
+            "unmeasured": [n for n in (asked.budget or Budget()).limits() if n not in run.limits],
+        }  # fmt: skip
+        return {"rule": RULE, "directions": run.sides(arm, rows), "budget": asdict(budget), "measured": told}
 
     def _digest(self) -> str:
         h = hashlib.sha256()
@@ -363,8 +259,22 @@ class Calibration:
             e for d in self.asked.directions
             for e in self.suite.prompts(self.task, d, "dev", self.asked.prompts, self.asked.seed)
         ]  # fmt: skip
-        for example in (*prompts, *self.items, *self.signals.neutral):
+        kept = (*self.items.choose, *self.items.certify, *self.signals.neutral, *self.certifying.neutral)
+        for example in (*prompts, *kept):
             h.update(json.dumps(example.to_json(), sort_keys=True).encode(errors="surrogatepass"))
-        for text in self.signals.texts:
+        for text in (*self.signals.texts, *self.certifying.texts):
             h.update(text.encode(errors="surrogatepass"))
         return h.hexdigest()
+
+
+def neutral_apart(suite: Suite, task: str, asked: Asked, settings: int = 1) -> Apart[Example]:
+    """Neutral prompts to choose by and to certify. A suite without ones of its own takes them from the same data as pairs.
+
+    Pairs tell which settings are in the final, so where there are more of these, no prompt of a pair that is read certifies.
+    (Replies only say which of the final's is certified first, and those share the level: whichever is taken, it holds.)
+    """
+    choosing = asked.pairs and settings > asked.finalists
+    pairs = suite.held_out(task, "dev", asked.pairs, asked.seed) if choosing else ()
+    used = {e.instruction for pair in pairs for e in pair}
+    neutral = suite.neutral("dev", asked.neutral + asked.choosing + len(used), asked.seed)
+    return apart(neutral, asked.choosing, asked.neutral, asked.seed, used, lambda e: e.instruction)

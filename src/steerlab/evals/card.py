@@ -6,6 +6,7 @@ what `checked` measured. Texts of models and data are shown as they are and neve
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..files import write_text
-from ..ranges import in_words
+from ..ranges import Side, in_words, sides
 from ..steering import Steering
 from .charts_markup import Markup, joined, tag
 from .charts_style import PALETTE_CSS, SANS
@@ -91,21 +92,37 @@ def _range(steering: Steering) -> Part:
     if told is None:
         return Part("Range", ("Not calibrated.",))
     rows: Rows = []
-    for name, side in told.get("directions", {}).items():
-        cells = (_strength(side.get(k)) for k in ("min_useful", "default", "max_safe"))
+    known = sides(told)
+    for name, side in known.items():
+        cells = (_strength(v) for v in (side.min_useful, side.default, *_tops(side)))
         rows.append((name, *cells))
     budget = ", ".join(_limit(k, v) for k, v in told.get("budget", {}).items() if v is not None)
     measured = told.get("measured", {})
     n = ", ".join(f"{v} {k}" for k, v in measured.get("n", {}).items())
-    lines = [f"{in_words(told)}.", f"Budget: {budget}. Certified at level {measured.get('delta')} on dev ({n})."]
+    lines = [f"{in_words(told)}.", f"Budget: {budget}. {_certified(known, measured)} on dev ({n})."]
     for name, side in told.get("directions", {}).items():
         for cost, r in side.get("unresolved", {}).items():
-            lines.append(
-                f"Not resolved ({name}): {cost}, ± {r['half'] or 0:.3g} from {r['n']}; the budget takes about {r['needed']}."
-            )
+            takes = "too close to the budget for any number" if r["needed"] is None else f"it takes about {r['needed']}"
+            lines.append(f"Unresolved ({name}): {cost}, ± {r['half'] or 0:.3g} from {r['n']}; {takes}.")
     if measured.get("unmeasured"):
-        lines.append(f"Not measured, for want of data: {', '.join(measured['unmeasured'])}.")
-    return Part("Range", tuple(lines), ("direction", "useful from", "default", "safe up to"), tuple(rows))
+        lines.append(
+            f"Not in the budget, as there was nothing to measure it with: {', '.join(measured['unmeasured'])}."
+        )
+    heads = ("direction", "useful from", "default", "safe up to", "unresolved up to")
+    return Part("Range", tuple(lines), heads, tuple(rows))
+
+
+def _tops(side: Side) -> tuple[float, float | None]:
+    most, open_to = side.tops
+    return math.copysign(most, side.sign) if most else 0.0, math.copysign(
+        open_to, side.sign
+    ) if open_to > most else None
+
+
+def _certified(known: Mapping[str, Side], measured: Mapping[str, Any]) -> str:
+    if not all(side.certified for side in known.values()):
+        return "Measured, and not certified by today's rule,"
+    return f"Certified at level {measured.get('delta')}"
 
 
 def _limit(name: str, most: float) -> str:

@@ -102,6 +102,22 @@ class Bet:
         steady = np.sqrt(2 * math.log(1 / self.delta) / (self.horizon * variance))
         return np.minimum(np.stack([bold, steady]), BOLD / (self.high - self.most))
 
+    def within_reach(self, left: int) -> bool:
+        """Whether `left` costs more could still make the case, were they lower than those so far by two standard errors.
+
+        Giving up early costs power alone, never the level.
+        """
+        if self.certain or self._n < 2:
+            return True
+        mean = self._sum / self._n
+        variance = max(self._squares / self._n - mean * mean, 1e-6)
+        edge = max(self.most - mean + 2 * math.sqrt(variance / self._n), 0.0)
+        stake = min(edge / (edge * edge + variance), BOLD / (self.high - self.most))
+        growth = stake * edge - stake * stake * (variance + edge * edge) / 2
+        return float(np.logaddexp.reduce(self._logs)) - math.log(2) + left * max(growth, 0.0) >= math.log(
+            1 / self.delta
+        )
+
     @property
     def certain(self) -> bool:
         """Whether the mean is below the budget, at level δ."""
@@ -154,32 +170,37 @@ def expected(costs: Array, most: float, high: float) -> int:
 
 
 class Resolved(NamedTuple):
-    """What a measurement can tell: the cost, the half-width of its 90 % interval, how many there were and the budget takes."""
+    """What a measurement can tell: the cost, the half-width of its 90 % interval, how many there were and the budget takes.
+
+    `needed` is None where the mean is at nine tenths of the budget or more: no number that anybody would measure settles it.
+    """
 
     mean: float | None
     half: float | None
     n: int
-    needed: int
+    needed: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {"mean": _short(self.mean), "half": _short(self.half), "n": self.n, "needed": self.needed}
 
 
-def resolved(costs: Sequence[float] | Array, most: float, *, delta: float = DELTA) -> Resolved:
-    """How finely a mean is known (one-sided at level δ), and how many such prompts it takes to certify a quarter of the budget.
+def resolved(costs: Sequence[float] | Array, most: float, high: float, *, delta: float = DELTA) -> Resolved:
+    """How finely a mean is known (one-sided at level δ), and how many such prompts it takes to certify it.
 
-    With as many a cost of a quarter is certified in about four cases of five: 1.3 ((z_δ + 0.84) sd / (0.75 budget))², the 1.3
-    being the price of betting over knowing the variance; twice as many as where nothing is ever lost at least.
+    With as many, a mean such as was seen (a quarter of the budget at least) is certified in about four cases of five:
+    1.3 ((z_δ + 0.84) sd / (budget − mean))², the 1.3 being the price of betting over knowing the variance; twice as many as
+    where nothing is ever lost at least. Costs count up to `high`.
     """
-    values = np.asarray(costs, dtype=float)
+    values = np.minimum(np.asarray(costs, dtype=float), high)
     n, z = len(values), _z(delta)
-    least = 2 * math.ceil(math.log(1 / delta) / math.log1p(BOLD * most / (1 - min(most, 0.5))))
+    least = 2 * math.ceil(math.log(1 / delta) / math.log1p(BOLD * most / (high - most)))
     if n < 2:
         return Resolved(float(values.mean()) if n else None, None, n, least)
-    spread = max(float(values.std(ddof=1)), 1 / n)
-    needed = max(least, math.ceil(1.3 * ((z + 0.84) * spread / (0.75 * most)) ** 2))
-    return Resolved(float(values.mean()), z * spread / math.sqrt(n), n, needed)
+    mean, spread = float(values.mean()), max(float(values.std(ddof=1)), high / n)
+    edge = most - max(mean, most / 4)
+    needed = None if edge < most / 10 else max(least, math.ceil(1.3 * ((z + 0.84) * spread / edge) ** 2))
+    return Resolved(mean, z * spread / math.sqrt(n), n, needed)
 
 
 def _z(delta: float) -> float:

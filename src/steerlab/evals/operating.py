@@ -1,15 +1,17 @@
-"""The operating range of one direction, from strengths that were measured: verdicts on costs, and the three strengths.
+"""The operating range of one direction, from strengths that were measured: verdicts on costs, and what follows of them.
 
-`max_safe` is the strongest of the strengths that are safe together with all weaker ones; `default` the safe one with the best
-joint success, where that is surely more than without steering; `min_useful` where half of that gain is reached, between
-neighbours linearly.
+A strength is safe if every cost that has a limit is certified at it and at all weaker ones that were measured. `max_safe` is the
+strongest of these; `max_unresolved` the strongest up to which no cost was seen to be over, though some aren't certified;
+`default` the safe one with the best joint success, where that is surely more than without steering; `min_useful` where half of
+that gain is reached, between neighbours linearly.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
 import numpy as np
@@ -18,15 +20,19 @@ from .guarantee import HIGH, LOW, Bet, resolved
 from .measure import Effects
 from .stats import mean, paired_difference
 
-Verdict = Literal["held", "open", "broken"]  # certified; within the budget as far as it goes; over it
+Verdict = Literal["held", "open", "broken"]  # certified; not seen to be over, and not certified; over
 
 
 @dataclass
 class Row:
-    """A strength as it was measured on dev: effects, costs by name, and whether each keeps its budget."""
+    """A strength as it was measured on dev: effects, costs by name, and whether each keeps its budget.
+
+    `seen` are costs of the prompts that settings and strengths are chosen by; they certify nothing.
+    """
 
     strength: float
     effects: Effects
+    seen: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     costs: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     verdicts: dict[str, Verdict] = field(default_factory=dict[str, Verdict])
 
@@ -36,37 +42,36 @@ class Row:
         return mean(self.effects.joint)
 
     def cost(self, name: str) -> float | None:
-        """The mean of a cost; None where it wasn't measured."""
-        values = self.costs.get(name)
-        return None if values is None or not len(values) else float(values.mean())
+        """The mean of a cost, of those that certify where there are any; None where it wasn't measured."""
+        return _mean(self.costs.get(name, self.seen.get(name)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         told: dict[str, Any] = {"strength": rounded(self.strength), "effect": rounded(mean(self.effects.effect))}
-        told |= {"joint": rounded(self.joint), **{name: rounded(self.cost(name)) for name in self.costs}}
-        return told | {"n": {name: len(v) for name, v in self.costs.items()}, "verdicts": dict(self.verdicts)}
+        known = {**self.seen, **self.costs}
+        told |= {"joint": rounded(self.joint), **{name: rounded(_mean(values)) for name, values in known.items()}}
+        return told | {"n": {name: len(v) for name, v in known.items()}, "verdicts": dict(self.verdicts)}
 
 
 def verdict(name: str, values: np.ndarray, limits: Mapping[str, float], horizon: int, delta: float) -> Verdict:
     """What the costs say of their budget; `horizon` is how many there will be at most."""
     bet = Bet(limits[name], LOW[name], HIGH[name], delta=delta, horizon=max(1, horizon)).add(values)
-    return "held" if bet.certain else "open" if len(values) and float(values.mean()) <= limits[name] else "broken"
+    return judged(bet, limits[name])
 
 
-def kept(row: Row, name: str, limits: Mapping[str, float], delta: float) -> bool:
-    """Whether a cost counts as within its budget: certified, or within where there are too few to certify anything."""
-    found = row.verdicts.get(name)
-    return found == "held" or (found == "open" and too_few(row.costs[name], limits[name], delta))
+def judged(bet: Bet, most: float) -> Verdict:
+    """The verdict of a bet as it stands."""
+    return "held" if bet.certain else "open" if bet.mean is None or bet.mean <= most else "broken"
 
 
-def too_few(values: np.ndarray, most: float, delta: float) -> bool:
-    """Whether even a steering that costs a quarter of the budget could hardly have been certified with as many."""
-    return len(values) < resolved(values, most, delta=delta).needed
+def safe(row: Row, limits: Collection[str]) -> bool:
+    """Whether every cost that has a limit is certified. What wasn't measured, or on too little, isn't."""
+    return bool(limits) and all(row.verdicts.get(name) == "held" for name in limits)
 
 
 def hopeless(row: Row, limits: Mapping[str, float]) -> bool:
     """Whether a cost's mean is beyond its budget by more than chance would have it."""
-    for name, values in row.costs.items():
+    for name, values in (*row.costs.items(), *row.seen.items()):
         if name in limits and len(values) > 1:
             error = float(values.std(ddof=1)) / math.sqrt(len(values))
             if float(values.mean()) - 2 * error > limits[name]:
@@ -76,29 +81,29 @@ def hopeless(row: Row, limits: Mapping[str, float]) -> bool:
 
 def side(sign: int, rows: Sequence[Row], plain: Effects, limits: Mapping[str, float], delta: float) -> dict[str, Any]:
     """A direction of a range as plain data; `rows` from the weakest strength up, `plain` is the model without steering."""
-    safe: list[Row] = []
-    for row in rows:
-        if set(row.verdicts) < set(limits) & set(row.costs) or not row.verdicts:
-            break
-        if not all(kept(row, name, limits, delta) for name in row.verdicts):
-            break
-        safe.append(row)
-    told: dict[str, Any] = {"sign": sign, "min_useful": None, "default": None, "max_safe": 0.0, "unresolved": {}}
-    if safe:
-        top = safe[-1]
-        told["max_safe"] = top.strength
+    known = list(takewhile(lambda row: safe(row, limits), rows))
+    beyond = list(
+        takewhile(lambda row: bool(row.verdicts) and "broken" not in row.verdicts.values(), rows[len(known) :])
+    )
+    top = known[-1].strength if known else 0.0
+    told: dict[str, Any] = {
+        "sign": sign, "min_useful": None, "default": None, "max_safe": top,
+        "max_unresolved": beyond[-1].strength if beyond else top, "unresolved": {},
+    }  # fmt: skip
+    if beyond:
         told["unresolved"] = {
-            name: resolved(top.costs[name], limits[name], delta=delta).to_json()
-            for name, found in top.verdicts.items()
-            if found == "open"
+            name: resolved(beyond[0].costs.get(name, ()), most, HIGH[name], delta=delta).to_json()
+            for name, most in limits.items()
+            if beyond[0].verdicts.get(name) != "held"
         }
-        told |= _useful(safe, plain)
+    if known:
+        told |= _useful(known, plain)
     return {**told, "strengths": [row.to_json() for row in rows]}
 
 
-def _useful(safe: Sequence[Row], plain: Effects) -> dict[str, Any]:
+def _useful(known: Sequence[Row], plain: Effects) -> dict[str, Any]:
     """The default and the weakest useful strength; nothing where nothing is surely better than no steering."""
-    judged, base = [r for r in safe if r.joint is not None], mean(plain.joint)
+    judged, base = [r for r in known if r.joint is not None], mean(plain.joint)
     if not judged or base is None:
         return {}
     best = max(judged, key=lambda r: (r.joint or 0.0, -abs(r.strength)))
@@ -123,6 +128,10 @@ def first(sizes: Sequence[float], values: Sequence[float], wanted: float) -> flo
             share = 1.0 if rise <= 0 else min(1.0, max(0.0, (wanted - values[k - 1]) / rise))
             return sizes[k - 1] + share * (sizes[k] - sizes[k - 1])
     return sizes[-1]
+
+
+def _mean(values: np.ndarray | None) -> float | None:
+    return None if values is None or not len(values) else float(values.mean())
 
 
 def rounded(value: float | None) -> float | None:

@@ -13,11 +13,12 @@ the unsteered model is on neutral prompts' answers, perplexity on held-out texts
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from ..contrast import Example
 from ..engines.base import Trainable
@@ -28,6 +29,8 @@ from .results import Direction
 from .suite import Split, Suite
 
 Array = np.ndarray
+COSTS = ("kl", "perplexity")
+T = TypeVar("T")
 
 
 class Signal(NamedTuple):
@@ -60,26 +63,96 @@ class Ledger:
         return f"{self.replies} replies, {self.rows} scored rows, {self.fits} fits"
 
 
-class Signals:
-    """Reads signals on one split's pairs, neutral prompts and texts; what the unsteered model says is computed once.
+class Cheap:
+    """Costs that forward passes tell, of neutral prompts and texts; what the unsteered model says is computed once."""
 
-    `share` of a reading is the part of each that it uses (at least four of a kind where there are as many).
+    def __init__(self, engine: Trainable, neutral: Sequence[Example], texts: Sequence[str], ledger: Ledger) -> None:
+        self._engine, self.ledger = engine, ledger
+        self.neutral, self.texts = list(neutral), list(texts)
+        self._logits: list[Tensor] = []
+        self._nll: list[float] = []
+        self._answers_nll: list[float] = []
+
+    def kl(self, steering: Steering, start: int = 0, stop: int | None = None) -> Array:
+        """KL(unsteered ‖ steered), the mean over each neutral prompt's answer tokens, in nats."""
+        rows = self.neutral[start:stop]
+        if not rows:
+            return np.zeros(0)
+        if more := self.neutral[len(self._logits) : start + len(rows)]:
+            self._logits += [scores.clone() for scores in self._engine.logits(more)]
+            self.ledger.rows += len(more)
+        self.ledger.rows += len(rows)
+        pairs = zip(self._logits[start:], self._engine.logits(rows, steering), strict=False)
+        found = [float(kl(plain, scores).mean()) for plain, scores in pairs]
+        return np.asarray([v if math.isfinite(v) else math.inf for v in found])
+
+    def perplexity(self, steering: Steering, start: int = 0, stop: int | None = None) -> Array:
+        """Each text's perplexity over the unsteered one, less 1.
+
+        Of the neutral prompts' answers where a bare text lacks what the steering needs: a place for its prompt, or a prompt that
+        its gate decides by.
+        """
+        if reads_texts(steering):
+            return self._perplexity(self.texts, self._nll, self._engine.text_logprobs, steering, start, stop)
+        answers = self.neutral if self.texts else []
+        return self._perplexity(answers, self._answers_nll, self._engine.logprobs, steering, start, stop)
+
+    def readable(self, steering: Steering) -> int:
+        """How many texts, or answers, perplexity is of."""
+        return len(self.texts) if reads_texts(steering) else len(self.neutral) if self.texts else 0
+
+    def _perplexity(
+        self,
+        things: list[T],
+        known: list[float],
+        read: Callable[[Sequence[T], Steering | None], Sequence[Tensor]],
+        steering: Steering,
+        start: int,
+        stop: int | None,
+    ) -> Array:
+        rows = things[start:stop]
+        if not rows:
+            return np.zeros(0)
+        if more := things[len(known) : start + len(rows)]:
+            known += [-float(lp.mean()) for lp in read(more, None)]
+            self.ledger.rows += len(more)
+        self.ledger.rows += len(rows)
+        return np.asarray(
+            [
+                math.exp(min(-float(lp.mean()) - b, 50.0)) - 1
+                for lp, b in zip(read(rows, steering), known[start:], strict=False)
+            ]
+        )
+
+
+def reads_texts(steering: Steering) -> bool:
+    """Whether a bare text has all that a steering needs."""
+    return steering.prompt is None and not steering.ahead
+
+
+class Signals:
+    """Reads signals on one split's pairs, neutral prompts and texts.
+
+    `share` of a reading is the part of each that it uses (at least four of a kind where there are as many). `cheap` gives neutral
+    prompts and texts that are drawn already.
     """
 
     def __init__(
         self, suite: Suite, engine: Trainable, task: str, split: Split, *, pairs: int, neutral: int, texts: int, seed: int,
-        ledger: Ledger | None = None,
+        ledger: Ledger | None = None, cheap: Cheap | None = None,
     ) -> None:  # fmt: skip
         self._engine = engine
         self.ledger = ledger or Ledger()
         self.pairs = (
             [(p, n) for p, n in suite.held_out(task, split, pairs, seed) if p.answer and n.answer] if pairs else []
         )
-        self.neutral = list(suite.neutral(split, neutral, seed)) if neutral else []
-        self.texts = list(suite.texts(split, texts)) if texts else []
-        self._logits = [scores.clone() for scores in engine.logits(self.neutral)] if self.neutral else []
-        self._nll = [-float(lp.mean()) for lp in engine.text_logprobs(self.texts)] if self.texts else []
-        self.ledger.rows += len(self.neutral) + len(self.texts)
+        self._cheap = cheap or Cheap(
+            engine,
+            suite.neutral(split, neutral, seed) if neutral else (),
+            suite.texts(split, texts) if texts else (),
+            self.ledger,
+        )
+        self.neutral, self.texts = self._cheap.neutral, self._cheap.texts
         self._span: dict[Direction, tuple[Array, Array]] = {}
 
     def read(self, steering: Steering, direction: Direction, share: float = 1.0) -> Signal:
@@ -87,26 +160,12 @@ class Signals:
         return Signal(self.gain(steering, direction, share), self.kl(steering, share), self.perplexity(steering, share))
 
     def kl(self, steering: Steering, share: float = 1.0) -> Array:
-        """KL(unsteered ‖ steered), the mean over each neutral prompt's answer tokens, in nats."""
-        n = _part(len(self.neutral), share)
-        self.ledger.rows += n
-        under = self._engine.logits(self.neutral[:n], steering) if n else ()
-        found = [float(kl(plain, scores).mean()) for plain, scores in zip(self._logits, under, strict=False)]
-        return np.asarray([v if math.isfinite(v) else math.inf for v in found])
+        """KL of each neutral prompt (`Cheap.kl`)."""
+        return self._cheap.kl(steering, 0, _part(len(self.neutral), share))
 
     def perplexity(self, steering: Steering, share: float = 1.0) -> Array:
-        """Each text's perplexity over the unsteered one, less 1.
-
-        None where a bare text lacks what the steering needs: a place for its prompt, or a prompt that its gate decides by.
-        """
-        n = _part(len(self.texts), share)
-        if not n or steering.prompt is not None or steering.ahead:
-            return np.zeros(0)
-        self.ledger.rows += n
-        scored = self._engine.text_logprobs(self.texts[:n], steering)
-        return np.asarray(
-            [math.exp(min(-float(lp.mean()) - b, 50.0)) - 1 for lp, b in zip(scored, self._nll, strict=False)]
-        )
+        """Perplexity added to each text (`Cheap.perplexity`)."""
+        return self._cheap.perplexity(steering, 0, _part(self._cheap.readable(steering), share))
 
     def gain(self, steering: Steering, direction: Direction, share: float = 1.0) -> float | None:
         """The share of what asking brings; None without pairs, or where asking brings nothing."""

@@ -76,7 +76,7 @@ def expected(job: Job, folder: Path, engine: Trainable) -> Expected:
     a, directions = job.asked, len(job.asked.directions)
     strengths = len(a.points) * directions
     calibrating = min(fits, a.finalists) * strengths * (a.prompts + a.lot) + strengths * a.items // 2 + a.items
-    scored = fits * directions * 3 * (a.neutral + a.texts + 2 * a.pairs) + strengths * (a.neutral + a.texts)
+    scored = fits * directions * 3 * 2 * (a.choosing + a.pairs) + strengths * (a.neutral + a.texts)
     testing = (1 + 2 * directions) * (job.test + min(200, a.items))
     writing = 2.3 * job.pairs + TRIED + (len(EVERY) + 1) * wordings.TRIED
     disk = (

@@ -19,7 +19,7 @@ from ..data.requests import ELICIT
 from ..errors import ConfigError, DataError
 from ..evals import card
 from ..evals.asked import Asked, Setting
-from ..evals.calibrate import calibrate
+from ..evals.calibrate import calibrate, neutral_apart
 from ..evals.checked import checked
 from ..evals.measure import Amounts
 from ..evals.unit import ArmPlan
@@ -41,6 +41,7 @@ FILES = {
     "card": "card.md",
 }  # fmt: skip
 SHOWN = 4
+MEASURED = Asked(prompts=12, items=2000, lot=100, choosing=96, pairs=12)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Job:
     pairs: int = 192
     tokens: int = 64
     gate: Literal["auto", "yes", "no"] = "auto"
-    asked: Asked = field(default_factory=lambda: Asked(prompts=12, items=1200, lot=100, neutral=96, texts=64, pairs=12))
+    asked: Asked = field(default_factory=lambda: MEASURED)
     test: int = 24
     seed: int = 0
     loaded: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -202,12 +203,18 @@ def _calibrated(job: Job, kept: Folder, engine: Trainable) -> None:
     if kept.done("calibrate"):
         return
     arm = ArmPlan(job.method, job.method, job.settings)
-    asked = replace(job.asked, seed=job.seed, tokens=job.tokens)
+    asked = _measured(job)
     found = calibrate(
         _suite(job, kept), job.description, arm, asked, settings=[Setting(s) for s in job.tried], engine=engine
     )
     found.steering.save(kept.path / FILES["calibrate"])
     kept.note("calibrate", {"setting": dict(found.setting.settings), "took": found.ledger.told()})
+
+
+def _measured(job: Job) -> Asked:
+    """What a calibration is asked for; where one with a gate may be taken for it, each is held to half of the level."""
+    shared = job.asked.delta / 2 if job.gate == "auto" else job.asked.delta
+    return replace(job.asked, seed=job.seed, tokens=job.tokens, delta=shared)
 
 
 def _gated(job: Job, kept: Folder, engine: Trainable) -> None:
@@ -224,11 +231,12 @@ def _gated(job: Job, kept: Folder, engine: Trainable) -> None:
         suite = _suite(job, kept)
         data = suite.contrast(job.description, job.seed)
         try:
-            neutral = suite.neutral("dev", 96, job.seed + 1)
+            asked = _measured(job)
+            # those that certify have no part in a fit
+            neutral = neutral_apart(suite, job.description, asked, len(job.tried)).choose
             made = gated(
                 engine, bare, data, [e.without_answer() for e in neutral], opens="both", rate=0.02, seed=job.seed
             )
-            asked = replace(job.asked, seed=job.seed, tokens=job.tokens)
             other = calibrate(suite, job.description, made, asked, engine=engine).steering
             pays = worth(other) > worth(bare)
             best = other if pays or job.gate == "yes" else bare

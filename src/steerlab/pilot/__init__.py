@@ -233,6 +233,9 @@ def _neutral(lexicon: str, rng: Random, n: int, split: str) -> tuple[Example, ..
     return tuple(corpus.held(split, makers[i % len(makers)]) for i in range(n))
 
 
+NOTHING_NEW = 4000  # tries in a row after which no new item of a kind and grade is to be expected
+
+
 def capability(
     *, split: str = "test", n: int | None = None, grade: int | None = None, seed: int = 0, variant: str = "pilot"
 ) -> tuple[Example, ...]:
@@ -251,11 +254,13 @@ def capability(
         want = total // len(cells) + (i < total % len(cells))
         rng = stream("capability", variant, kind, g, seed, split)
         cell: dict[str, Example] = {}
-        for _ in range(200 * want + 200):
-            if len(cell) == want:
+        new = 0  # the try that brought the last one: a kind may have no more of a grade
+        for k in range(200 * want + 200):
+            if len(cell) == want or k - new > NOTHING_NEW:
                 break
             example = corpus.held(split, lambda kind=kind, g=g, rng=rng: corpus.item_example(lexicon, rng, kind, g))
-            cell.setdefault(example.instruction, example)
+            if example.instruction not in cell:
+                cell[example.instruction], new = example, k
         found.extend(cell.values())
     return tuple(found)
 
