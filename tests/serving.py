@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import torch
+from safetensors.torch import save_file
 
+from steerlab.artefact import KEY
 from steerlab.contrast import Message
 from steerlab.controls import Gate
 from steerlab.edits import Clamp, Shift
@@ -113,6 +116,14 @@ def put(here, name, steering, **given):
         steering.save(Path(folder) / "x.safetensors")
         data = (Path(folder) / "x.safetensors").read_bytes()
     return here.ask("PUT", f"/v1/steerings/{name}", content=data, **given)
+
+
+def write_header(steering, path: Path, change: Callable[[dict], object]) -> None:
+    """A steering's file with something of its header's document changed."""
+    document, tensors = steering._document()
+    document = json.loads(json.dumps(document))
+    change(document)
+    save_file(tensors, path, metadata={KEY: json.dumps(document)})
 
 
 def saved(steering, tmp_path) -> bytes:

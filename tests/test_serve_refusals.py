@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from threading import Event
 
 import pytest
 
 from serving import DRAWN, TEXT, Here, drawn, refused, solo, text_of
+from steerlab.engines.base import Sampling
+from steerlab.engines.hf_serving import Ask
+from steerlab.serve.scheduler import Done, Job
 
 
 @pytest.mark.parametrize(
@@ -77,6 +81,11 @@ def test_a_damaged_row_fails_alone(server, engine):
     assert {text_of(r) for r in found[::2]} == {solo(engine, TEXT, None, 7, **drawn())[0].text}
 
 
+def waiting_job(here) -> Job:
+    """A reply that somebody could ask for."""
+    return Job(Ask(here.service.prompts.text(TEXT), None, Sampling(2)), lambda event: None)
+
+
 def test_a_step_that_fails_is_told_to_all_and_the_next_request_is_served(server, monkeypatch):
     def broken():
         monkeypatch.undo()
@@ -87,15 +96,47 @@ def test_a_step_that_fails_is_told_to_all_and_the_next_request_is_served(server,
     assert server.chat(TEXT, **DRAWN).status_code == 200
 
 
-def test_where_the_models_thread_ends_whoever_waits_is_told(engine, tmp_path, monkeypatch):
-    here = Here(engine, tmp_path)
-
-    def broken(jobs):
+@pytest.mark.parametrize("where", ["_tell", "_drop", "_taken"])
+def test_what_fails_unexpectedly_fails_its_replies_under_a_name_that_the_log_has(server, monkeypatch, caplog, where):
+    def broken(*_):
+        monkeypatch.undo()
         raise RuntimeError("nobody expects this")
 
-    monkeypatch.setattr(here.service.scheduler, "_tell", broken)
-    refused(here.chat(TEXT, **DRAWN), 503, "has ended")
-    assert here.ask("GET", "/health").status_code == 503
+    scheduler = server.service.scheduler
+    job, found = waiting_job(server), []
+    job.tell = found.append
+    with scheduler._wake:  # not before it is there
+        monkeypatch.setattr(scheduler, where, broken)
+        scheduler.submit([job])
+    until = time.monotonic() + 30
+    while not found and time.monotonic() < until:
+        time.sleep(0.01)
+    if where != "_tell":  # it waits still, and is served after all
+        while not isinstance(found[-1], Done) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert isinstance(found[-1], Done)
+    else:
+        told = [r.told["id"] for r in caplog.records if "given up" in r.getMessage()]
+        assert [f.problem.status for f in found] == [500]
+        assert told and told[0] in found[0].problem.sentence
+        assert "RuntimeError: nobody expects this" in caplog.text
+    assert server.chat(TEXT, **DRAWN).status_code == 200
+    assert "steerlab_failures_total" in server.ask("GET", "/metrics").text
+
+
+@pytest.mark.parametrize("problem", [SystemExit(1), RuntimeError("CUDA error: device-side assert triggered")])
+def test_where_the_models_thread_ends_whoever_waits_is_told(engine, tmp_path, monkeypatch, problem):
+    here = Here(engine, tmp_path)
+
+    def broken():
+        raise problem
+
+    monkeypatch.setattr(here.service.scheduler._running, "step", broken)
+    told = here.chat(TEXT, **DRAWN)
+    assert told.status_code in (500, 503)
+    here.service.scheduler._thread.join(30)
+    for path in ("/health", "/ready"):
+        assert here.ask("GET", path).status_code == 503
     refused(here.chat(TEXT, **DRAWN), 503)
     here.close()
 

@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 KEY = "steerlab"  # the one entry of the safetensors header
+GREATEST_NUMBER = 1e308  # an integer beyond is no float
+DEEPEST = 64  # lists and objects of a header inside one another
 GREATEST_HEADER = 16 * 2**20  # characters; a steering's document is a few kilobytes
 
 
@@ -87,30 +89,75 @@ def restore(row: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mappin
             f"the file has an edit or control of the kind {kind!r}, which this version doesn't know."
             f" {nearest(str(kind), kinds)} A newer steerlab, or the package that defines it, may read the file."
         )
+    return made(kinds[kind], {k: v for k, v in row.items() if k != "kind"}, tensors, kinds)
+
+
+def made(
+    kind: type[T], row: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mapping[str, type] | None = None
+) -> T:
+    """A dataclass of the fields of a file, each held to its annotation. Raises `ArtefactError`."""
     values: dict[str, Any] = {}
-    known = {f.name for f in dataclasses.fields(kinds[kind])}
+    known = {f.name: str(f.type) for f in dataclasses.fields(cast("Any", kind))}
     for name, value in row.items():
-        if name == "kind":
-            continue
         if name not in known:
-            raise ArtefactError(f"{kind} has the field {name!r} in this file. {nearest(name, known)}")
+            raise ArtefactError(
+                f"{kind.__name__} has the field {name[:80]!r} in this file. {nearest(name[:80], known)}"
+            )
         if isinstance(value, Mapping):
             inner = cast("Mapping[str, Any]", value)
             if "tensor" in inner:
-                if inner["tensor"] not in tensors:
+                if not isinstance(inner["tensor"], str) or inner["tensor"] not in tensors:
                     raise ArtefactError(
-                        f"the file's header names the tensor {inner['tensor']!r}, which it doesn't hold."
+                        f"the file's header names the tensor {_short(inner['tensor'])}, which it doesn't hold."
                     )
                 value = tensors[inner["tensor"]]
             elif "site" in inner:
                 value = Site.parse(inner["site"])
             else:
-                value = restore(inner, tensors, kinds)
+                value = restore(inner, tensors, kinds or {})
+        if not _fits(value, known[name]):
+            raise ArtefactError(f"{kind.__name__} has the {name} {_short(value)} in this file; expected {known[name]}.")
         values[name] = value
     try:
-        return kinds[kind](**values)
-    except (SteerlabError, TypeError, ValueError, ArithmeticError) as problem:
-        raise ArtefactError(f"the file's {kind} is not a valid one: {problem}") from problem
+        return kind(**values)
+    except (
+        SteerlabError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as problem:
+        raise ArtefactError(f"the file's {kind.__name__} is not a valid one: {problem}") from problem
+
+
+def _fits(value: object, annotation: str) -> bool:
+    """Whether a value is of the plain type that an annotation names; of other annotations the class itself judges."""
+    names = [part.strip() for part in annotation.split("|")]
+    if value is None:
+        return "None" in names or not {"float", "int", "bool", "str"} & {*names}
+    if isinstance(value, Tensor):
+        return not {"float", "int", "bool", "str"} & {*names}
+    if any("Tensor" in name for name in names):
+        return False
+    if "float" in names and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return abs(value) < GREATEST_NUMBER or isinstance(value, float)
+    if "int" in names and isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    if ("bool" in names and isinstance(value, bool)) or ("str" in names and isinstance(value, str)):
+        return True
+    return not {"float", "int", "bool", "str"} & {*names}
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of the shape {list(value.shape)}"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def write(path: str | PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -182,7 +229,25 @@ def parse(text: str, path: str | PathLike[str]) -> dict[str, Any]:
         raise ArtefactError(f"the header of {path} is not valid JSON ({problem}); the file is damaged.") from problem
     if not isinstance(document, dict):
         raise ArtefactError(f"the header of {path} holds {type(document).__name__}; expected a JSON object.")
+    if depth_beyond(document, DEEPEST):
+        raise ArtefactError(f"the header of {path} has more than {DEEPEST} levels inside one another; it is not read.")
     return cast("dict[str, Any]", document)
+
+
+def depth_beyond(value: object, most: int) -> bool:
+    """Whether lists and objects stand more than `most` deep inside one another."""
+    level: list[object] = [value]
+    for _ in range(most + 1):
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                inner += cast("Iterable[object]", cast("Mapping[str, object]", one).values())
+            elif isinstance(one, (list, tuple)):
+                inner += cast("Iterable[object]", one)
+        if not inner:
+            return False
+        level = inner
+    return True
 
 
 def _check_names(document: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:

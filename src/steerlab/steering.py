@@ -11,14 +11,15 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 from . import artefact, controls, edits, plugins, ranges
 from .contrast import Message
 from .controls import Constant, Control, Decision
 from .deltas import WeightEdit
 from .edits import Clamp, Edit, Push
-from .errors import ArtefactError, EditError, SteerlabError
+from .errors import ArtefactError, EditError, SteerlabError, nearest
+from .meta import Meta as Meta
 from .positions import ALL, NOT_TEMPLATE, Positions
 from .sites import Site
 
@@ -116,28 +117,6 @@ class Intervention:
     def scaled(self, k: float) -> Intervention:
         """The same edit at k times the strength; tensors are never scaled."""
         return replace(self, control=self.control.scaled(k))
-
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """Where a steering comes from. Not part of its digest."""
-
-    model: str | None = None
-    revision: str | None = None
-    fingerprint: dict[str, Any] | None = None
-    template: str | None = None  # SHA-256 of the chat template, or "plain"
-    method: dict[str, Any] = field(default_factory=dict[str, Any])  # name and hyper-parameters
-    data: dict[str, Any] = field(default_factory=dict[str, Any])  # concept, source, digest, n
-    versions: dict[str, str] = field(default_factory=dict[str, str])
-    figures: dict[str, Any] = field(default_factory=dict[str, Any])  # what the fit measured
-    range: dict[str, Any] | None = None  # calibrated strengths (`ranges`), once they are
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value, wanted = getattr(self, f.name), str if f.name in ("model", "revision", "template") else dict
-            may_lack = f.default is None
-            if not (isinstance(value, wanted) or (value is None and may_lack)):
-                raise ArtefactError(f"a steering's {f.name} is {value!r}; expected {wanted.__name__}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +269,7 @@ class Steering:
         try:
             interventions = tuple(_intervention(row, tensors) for row in document["interventions"])
             prompt = None if document["prompt"] is None else _prompt(document["prompt"])
-            return cls(interventions, prompt, Meta(**document["meta"]))
+            return cls(interventions, prompt, _meta(document["meta"]))
         except ArtefactError as problem:
             raise ArtefactError(f"{path}: {problem}") from problem
         except (
@@ -300,7 +279,7 @@ class Steering:
             ValueError,
             ArithmeticError,
             AttributeError,
-            RecursionError,
+            RuntimeError,
         ) as problem:
             raise ArtefactError(f"{path} doesn't hold a valid steering: {problem!r}.") from problem
 
@@ -347,8 +326,8 @@ def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """
     if a.get("shape") != b.get("shape"):
         return False
-    first: Mapping[str, list[float]] = a.get("sketch", {})
-    second: Mapping[str, list[float]] = b.get("sketch", {})
+    first: Mapping[str, list[float]] = a.get("sketch") or {}
+    second: Mapping[str, list[float]] = b.get("sketch") or {}
     return all(
         abs(x - y) <= 0.01 * max(abs(x), abs(y)) + 1e-5
         for name in first.keys() & second.keys()
@@ -373,10 +352,17 @@ def _intervention(row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Inte
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
-    texts = (row.get("positive"), row.get("negative") or "")
-    if not all(isinstance(text, str) for text in texts):
-        raise EditError(f"a prompt's texts are {texts}; expected text.")
-    return Prompt(**row)
+    return artefact.made(Prompt, row, {})
+
+
+def _meta(row: Any) -> Meta:
+    known = [f.name for f in fields(Meta)]
+    if not isinstance(row, dict):
+        raise ArtefactError(f"the file's meta is {type(row).__name__}; expected a JSON object.")
+    for name in cast("dict[str, Any]", row):
+        if name not in known:
+            raise ArtefactError(f"a valid steering's meta has no field {name[:80]!r}. {nearest(name[:80], known)}")
+    return Meta(**row)
 
 
 def _migrated(document: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, nearest
-from .common import Adopt, BatchSize, Config, Device, Dtype, Model, Revision, TemplateOption, say
+from .common import Adopt, BatchSize, Config, Device, Dtype, Model, Revision, TemplateOption
 
 KEY = "STEERLAB_API_KEY"
 ENGINES = ("hf", "vllm")
@@ -29,11 +29,14 @@ def serve(
     dtype: Dtype = "auto",
     device: Device = None,
     template: TemplateOption = "chat",
+    served_model_name: Annotated[str | None, typer.Option(help="What requests call the model; without: its name, or the last part of its path.")] = None,
     adopt: Adopt = False,
     batch_size: BatchSize = 64,
     waiting: Annotated[int, typer.Option(min=0, help="Replies that may wait beyond these; more get 429.")] = 256,
     most_tokens: Annotated[int, typer.Option(min=1, help="Longest reply that may be asked for.")] = 1024,
     prefill: Annotated[int, typer.Option(min=1, help="Prompt tokens read between two steps of running replies.")] = 4096,
+    connections: Annotated[int, typer.Option(min=1, help="Connections that may be open; those beyond get 503.")] = 2048,
+    peer_connections: Annotated[int, typer.Option(min=0, help="Of these, the most of one client (address); behind a proxy all come from one: 0 sets no limit.")] = 512,
     body: Annotated[int, typer.Option(min=1, help="Largest request, in bytes.")] = 1 << 20,
     upload: Annotated[int, typer.Option(min=1, help="Largest steering, in bytes.")] = 16 << 20,
     stored: Annotated[int, typer.Option(min=0, help="Steerings that are kept.")] = 1000,
@@ -60,17 +63,22 @@ def serve(
     except ImportError as problem:
         raise ConfigError(f"the server needs {problem.name}; install steerlab[serve].") from problem
     from ..loading import load, load_vllm
+    from ..serve.guard import log_lines, tell
     from ..serve.keys import Keys
+    from ..serve.locks import Held
     from ..serve.run import serve as run
     from ..serve.service import Service
     from ..serve.settings import Settings
+    from ..serve.store import readable
 
     settings = Settings(
         store=store, rows=batch_size, waiting=waiting, prefill=prefill, most_tokens=most_tokens,
         default_tokens=min(256, most_tokens), body=body, upload=upload, stored=stored, rate=rate, timeout=timeout,
         patience=patience, drain=drain, cors=tuple(cors or ()), monitors=tuple(monitor or ()), log_prompts=log_prompts,
         strict=strict, shared=shared, adopt=adopt,
+        name=served_model_name, connections=connections, peer=peer_connections,
     )  # fmt: skip
+    log_lines()
     known = Keys.read(keys, os.environ.get(KEY))
     if engine not in ENGINES:
         raise ConfigError(f"there is no engine {engine!r}. {nearest(engine, ENGINES)}")
@@ -82,6 +90,8 @@ def serve(
         raise ConfigError(
             "replicas run the Hugging Face engine; for vLLM start one server for each (--engine vllm) with --shared."
         )
+    if not replicas:
+        Held(store, shared=shared).check()  # before a model is loaded for nothing
     if replicas:
         from ..serve.replicas import Plan, serve_replicas
 
@@ -89,13 +99,19 @@ def serve(
             model, replace(settings, store=store.resolve(), shared=True), known, tuple(path.resolve() for path in steering or ()),
             revision, dtype, device, template, replicas, most_replicas, cpus, gpus,
         )  # fmt: skip
-        say(f"deploying {replicas} replicas of {model}")
-        serve_replicas(plan, host, port, address=ray_address, told=lambda address: say(f"serving {model} on {address}"))
+        tell(f"deploying {replicas} replicas of {model}")
+        serve_replicas(
+            plan,
+            host,
+            port,
+            address=ray_address,
+            told=lambda address: tell(f"serving {model} on {address} until a signal comes"),
+        )
         return
-    say(f"loading {model}")
+    tell(f"loading {model}")
     runs = (
         load_vllm(
-            model, steerings=[*(steering or ()), *sorted(store.glob("*.safetensors"))], revision=revision, dtype=dtype,
+            model, steerings=[*(steering or ()), *readable(store)], revision=revision, dtype=dtype,
             template=template, rows=batch_size, options=engine_options,
         )
         if engine == "vllm"
@@ -104,4 +120,4 @@ def serve(
     service = Service(runs, settings, known)
     for path in steering or ():
         service.bring(path)
-    run(service, host, port, told=lambda address: say(f"serving {runs.name} on {address}"))
+    run(service, host, port, told=lambda address: tell(f"serving {service.model} on {address} until a signal comes"))

@@ -158,12 +158,20 @@ def _numbers(values: Any) -> str:
 
 
 def _figure(key: str, value: Any) -> str:
-    if key == "divergence" and isinstance(value, dict):
-        scale, curve = value["unsteered"], value["held_out"]  # pyright: ignore[reportUnknownVariableType]
-        shares = " → ".join(f"{v / scale:.3f}" for v in curve)  # pyright: ignore[reportUnknownVariableType]
-        return f"held-out, as a share of the unsteered {scale:.4f} nats: {shares} (0 is a perfect interchange)"
+    if key == "divergence" and (shares := _shares(value)):
+        return shares
     if isinstance(value, dict):
         return "; ".join(f"{k} {_figure('', v)}" for k, v in value.items())  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, list):
         return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shares(told: Any) -> str | None:
+    """A divergence as CDAS notes it; None for anything else that a file may hold there."""
+    try:
+        scale, curve = float(told["unsteered"]), [float(v) for v in told["held_out"]]
+        shares = " → ".join(f"{v / scale:.3f}" for v in curve)
+    except (TypeError, ValueError, LookupError, ArithmeticError):
+        return None
+    return f"held-out, as a share of the unsteered {scale:.4f} nats: {shares} (0 is a perfect interchange)"

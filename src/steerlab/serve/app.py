@@ -27,7 +27,7 @@ def app_of(service: Service) -> FastAPI:
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(SteerlabError, _mistake)
     app.add_exception_handler(HTTPException, _http)
-    app.add_middleware(Guard, metrics=service.metrics)
+    app.add_middleware(Guard, metrics=service.metrics, keys=service.keys)
     if service.settings.cors:  # outermost, so that a page can read the guard's refusals, too
         app.add_middleware(
             CORSMiddleware,
@@ -95,9 +95,11 @@ def _steerings(app: FastAPI, service: Service) -> None:
         _allowed(request, service, "upload", counts=True)
         if service.draining:
             raise Problem(503, "the server is ending; ask another one.", "ending", after=5)
-        async with service.uploads:  # a few at a time: each is held in memory whole
-            data = await read_body(request, service.settings.upload, service.settings.patience)
-            entry, new = await service.upload(name, data)
+        # its size is counted as it comes, so that nobody waits for those who send slowly
+        with service.room.taking() as room:
+            data = await read_body(request, service.settings.upload, service.settings.patience, room.take)
+            async with service.uploads:  # a few at a time: each is read whole and tried
+                entry, new = await service.upload(name, data)
         request.state.told["steering"] = entry.name
         return as_json({**entry.told(), "created": new}, 201 if new else 200)
 
@@ -105,7 +107,8 @@ def _steerings(app: FastAPI, service: Service) -> None:
     async def remove(request: Request, name: str) -> Response:
         _allowed(request, service, "admin")
         entry = await run_in_threadpool(service.remove, name)
-        return as_json({"object": "steering", "name": entry.name, "digest": entry.digest, "deleted": True})
+        digest = None if entry is None else entry.digest
+        return as_json({"object": "steering", "name": name, "digest": digest, "deleted": True})
 
     for used in (steerings, steering, file, upload, remove):
         assert used
@@ -135,6 +138,8 @@ def _allowed(request: Request, service: Service, scope: str, *, counts: bool = F
     """Whose request it is. Raises `Problem` 401, 403 or 429."""
     key = service.keys.known(request.headers.get("authorization"), request.headers.get("host"))
     request.state.told["key"] = key.name
+    if (connection := request.scope.get("connection")) is not None:
+        connection.proven = True
     if not key.may(scope):
         raise Problem(403, f"this key may not do this; it takes one with the scope {scope!r}.", "scope")
     if counts:

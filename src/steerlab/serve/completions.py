@@ -20,7 +20,7 @@ from ..engines.render import Rendered
 from ..errors import SteerlabError
 from .answers import Answers, gates
 from .guard import as_json, read_body
-from .problems import Problem
+from .problems import LEFT, Problem
 from .resolve import Resolved, resolve
 from .scheduler import Done, Event, Failed, Job, Moved
 from .schema import Asked, ChatRequest, TextRequest, parsed
@@ -61,6 +61,7 @@ def _jobs(
     )  # fmt: skip
     try:
         chat = isinstance(asked, ChatRequest)
+        _fits(asked, service)
         prompts = [conversation(asked, service, resolved.steering)] if chat else _texts(asked, service, resolved)
         n = asked.n or 1
         if n > settings.choices or len(prompts) > settings.prompts:
@@ -103,6 +104,16 @@ def _jobs(
 
 def _ignored(_: Event) -> None:
     raise AssertionError("a job is submitted with somebody to tell")
+
+
+def _fits(asked: ChatRequest | TextRequest, service: Service) -> None:
+    """Raise a `DataError` for a text that is far beyond the context, before all of it is made tokens."""
+    if isinstance(asked, ChatRequest):
+        service.check_length("\n".join(m.text for m in asked.messages))
+    else:
+        for prompt in asked.prompts:
+            if isinstance(prompt, str):
+                service.check_length(prompt)
 
 
 def _texts(asked: TextRequest, service: Service, resolved: Resolved) -> list[Rendered]:
@@ -269,8 +280,9 @@ class Events(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         try:
-            with suppress(Problem, OSError):  # a client that left needs no answer
-                await _unless_left(written(), receive)
+            await _unless_left(written(), receive)
+        except (Problem, OSError):  # a client that left needs no answer
+            scope["state"]["told"]["left"] = True
         finally:
             self._end()
 
@@ -281,7 +293,7 @@ async def _unless_left(work: Awaitable[Any], receive: Callable[[], Awaitable[Any
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Problem(400, "the client left.", "left")
+            raise Problem(LEFT, "the client left.", "left")
         return task.result()
     finally:
         for one in (task, gone):

@@ -93,6 +93,11 @@ class Metrics:
         self.tokens = Counter("steerlab_tokens_total", "Tokens read (prompt) and made (generated).", ("kind",))
         self.steered = Counter("steerlab_steered_replies_total", "Replies under each steering.", ("steering",))
         self.gates = Counter("steerlab_gate_tokens_total", "Tokens that gates acted at, or not.", ("steering", "acted"))
+        self.refused = Counter("steerlab_connections_refused_total", "Connections beyond a limit.", ("limit",))
+        self.closed = Counter("steerlab_connections_closed_total", "Connections that the server gave up.", ("why",))
+        self.failures = Counter(
+            "steerlab_failures_total", "Times that the model failed, and its replies were given up."
+        )
         self.seconds = Histogram("steerlab_request_seconds", "Whole requests.", ("route",))
         self.queued = Histogram("steerlab_queue_seconds", "Replies, from being asked for to being admitted.")
         self.first = Histogram("steerlab_first_token_seconds", "Replies, from being asked for to the first token.")
@@ -111,8 +116,8 @@ class Metrics:
         """All of it."""
         lines: list[str] = []
         for metric in (
-            self.requests, self.tokens, self.steered, self.gates, self.seconds, self.queued, self.first, self.step,
-            self.readout, *self._gauges,
+            self.requests, self.refused, self.closed, self.failures, self.tokens, self.steered, self.gates, self.seconds,
+            self.queued, self.first, self.step, self.readout, *self._gauges,
         ):  # fmt: skip
             lines += [f"# HELP {metric.name} {metric.about}", f"# TYPE {metric.name} {metric.kind}", *metric.lines()]
         return "\n".join(lines) + "\n"

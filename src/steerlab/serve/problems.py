@@ -7,8 +7,11 @@ from typing import Any
 KINDS = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     408: "timeout_error", 409: "conflict_error", 413: "invalid_request_error", 415: "invalid_request_error",
-    429: "rate_limit_error", 503: "unavailable_error", 504: "timeout_error",
+    429: "rate_limit_error", 499: "client_closed_request", 503: "unavailable_error", 504: "timeout_error",
 }  # fmt: skip
+
+
+LEFT = 499  # nobody hears it; it is what logs and metrics say of a client that left
 
 
 class Problem(Exception):
@@ -22,15 +25,19 @@ class Problem(Exception):
         *,
         param: str | None = None,
         after: float | None = None,
+        closes: bool = False,
     ) -> None:
         super().__init__(sentence)
         self.status, self.sentence, self.code, self.param = status, sentence, code, param
         self.after = after  # seconds until it is worth trying again
+        self.closes = closes  # whether the connection ends with it
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers that go with it."""
         found = {} if self.after is None else {"retry-after": str(max(1, round(self.after)))}
+        if self.closes:
+            found["connection"] = "close"
         return {**found, "www-authenticate": "Bearer"} if self.status == 401 else found
 
     @property

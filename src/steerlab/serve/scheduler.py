@@ -11,9 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from uuid import uuid4
 
 from ..engines.base import Reply
 from ..engines.hf_generate import Row
@@ -84,6 +86,7 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._jobs: list[Job] = []
+        self._taking: list[Job] = []  # those that are being admitted
         self._wake, self._stopped = Condition(), False
         self._thread = Thread(target=self._run, name="steerlab-model", daemon=True)
 
@@ -98,6 +101,15 @@ class Scheduler:
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
+
+    def give_up(self) -> None:
+        """Tell whoever waits that the server has ended, without waiting for the step that runs."""
+        over = Failed(Problem(503, "the server has ended.", "ending", after=5))
+        with self._wake:
+            self._stopped = True
+            for job in [*self._jobs, *self._waiting, *self._taking]:
+                job.tell(over)
+            self._wake.notify()
 
     @property
     def alive(self) -> bool:
@@ -160,40 +172,60 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            self._turns()
-        except Exception:
+            while self._turn():
+                pass
+        except BaseException:
             log.critical("the model's thread has ended; the server answers no more", exc_info=True)
         with self._wake:
             self._stopped = True
         over = Problem(503, "the server has ended.", "ending", after=5)
-        for job in [*self._jobs, *self._waiting]:
+        for job in [*self._jobs, *self._waiting, *self._taking]:
             job.tell(Failed(over))
         for _, future in self._calls:
             if future.set_running_or_notify_cancel():
                 future.set_exception(over)
-        self._jobs, self._waiting = [], deque()
-        self._running.clear()
+        self._jobs, self._waiting, self._taking = [], deque(), []
+        with suppress(Exception):
+            self._running.clear()
 
-    def _turns(self) -> None:
-        """What there is to do, in turn, until the end."""
-        while True:
-            with self._wake:
-                while not (self._waiting or self._jobs or self._calls or self._stopped):
-                    self._wake.wait()
-                if self._stopped:
-                    return
-                calls, self._calls = self._calls, deque()
-            for function, future in calls:
-                if not future.set_running_or_notify_cancel():  # whoever asked has left
-                    continue
-                try:
-                    future.set_result(function())
-                except BaseException as problem:  # noqa: BLE001  (whoever waits for it gets it)
-                    future.set_exception(problem)
+    def _turn(self) -> bool:
+        """What there is to do, once; False at the end. What fails unexpectedly fails its replies, and those after it run."""
+        with self._wake:
+            while not (self._waiting or self._jobs or self._calls or self._stopped):
+                self._wake.wait()
+            if self._stopped:
+                return False
+            calls, self._calls = self._calls, deque()
+        for function, future in calls:
+            if not future.set_running_or_notify_cancel():  # whoever asked has left
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as problem:  # noqa: BLE001  (whoever waits for it gets it)
+                future.set_exception(problem)
+        try:
             self._drop()
             if self._jobs:
                 self._step()
             self._admit(self._taken())
+        except Exception as problem:
+            self._fail([*self._jobs, *self._taking], problem)
+            self._jobs, self._taking = [], []
+            self._running.clear()
+            if _for_good(problem):
+                raise
+        return True
+
+    def _fail(self, jobs: Sequence[Job], problem: Exception) -> None:
+        """Tell whoever waits, under a name that the log has, too."""
+        name = uuid4().hex
+        log.error(
+            "the model failed; %d replies are given up", len(jobs), exc_info=problem, extra={"told": {"id": name}}
+        )
+        self._metrics.failures.add()
+        sentence = f"this reply failed inside the model; the server's log says why under {name}."
+        for job in jobs:
+            job.tell(Failed(Problem(500, sentence, "internal")))
 
     def _drop(self) -> None:
         gone = [job for job in self._jobs if job.cancelled]
@@ -219,38 +251,34 @@ class Scheduler:
     def _admit(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
-        began = time.monotonic()
-        try:
-            rows = self._running.admit([job.ask for job in jobs])
-        except Exception:
-            if len(jobs) > 1:  # whose fault it is shows one by one
-                for job in jobs:
-                    self._admit([job])
-                return
-            log.error("a reply could not be begun", exc_info=True)
-            jobs[0].tell(
-                Failed(Problem(500, "this reply failed inside the model; the server's log says why.", "internal"))
-            )
-            return
-        for job, row in zip(jobs, rows, strict=True):
-            job.row = row
+        self._taking = list(jobs)
+        began, rows = time.monotonic(), self._begun(jobs)
+        self._jobs += (joined := [job for job in jobs if job.row is not None])
+        self._taking = []
+        for job, row in zip(joined, rows, strict=True):
             self._metrics.queued.note(began - job.asked_at)
             self._metrics.tokens.add("prompt", by=len(row.prompt.ids))
-        self._jobs += jobs
-        self._tell(list(jobs))
+        self._tell(joined)
+
+    def _begun(self, jobs: Sequence[Job]) -> list[Row]:
+        """The rows of jobs that could be begun; where one couldn't, whose fault it is shows one by one."""
+        try:
+            rows = self._running.admit([job.ask for job in jobs])
+        except Exception as problem:
+            if _for_good(problem):
+                raise
+            if len(jobs) > 1:
+                return [row for job in jobs for row in self._begun([job])]
+            self._fail(jobs, problem)
+            self._taking = [job for job in self._taking if job is not jobs[0]]
+            return []
+        for job, row in zip(jobs, rows, strict=True):
+            job.row = row
+        return rows
 
     def _step(self) -> None:
         began = time.monotonic()
-        try:
-            self._running.step()
-        except Exception:
-            log.error("a step failed; %d replies are given up", len(self._jobs), exc_info=True)
-            self._running.clear()
-            failed = Failed(Problem(500, "the model failed at a step; the server's log says why.", "internal"))
-            jobs, self._jobs = self._jobs, []
-            for job in jobs:
-                job.tell(failed)
-            return
+        self._running.step()
         self._metrics.step.note(time.monotonic() - began)
         self._tell(list(self._jobs))
 
@@ -290,3 +318,9 @@ class Scheduler:
         new = slice(job.sent, until)
         job.sent = len(row.ids)
         job.tell(Moved(piece.text, row.ids[new], row.logprobs[new], row.likeliest[new], row.readings[new]))
+
+
+def _for_good(problem: Exception) -> bool:
+    """Whether nothing will run any more: an accelerator that has failed fails at every later call, as does an ended engine."""
+    names = {kind.__name__ for kind in type(problem).__mro__}
+    return bool(names & {"AcceleratorError", "EngineDeadError"}) or "CUDA error" in str(problem)

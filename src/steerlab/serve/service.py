@@ -16,15 +16,16 @@ from ..contrast import Message
 from ..engines.base import Sampling
 from ..engines.hf_serving import Ask, Prompts
 from ..engines.likeness import misfits
-from ..errors import ArtefactError, ConfigError, SteerlabError
+from ..errors import ArtefactError, ConfigError, DataError, SteerlabError
 from ..steering import Steering
+from .guard import Room
 from .keys import Buckets, Keys
 from .metrics import Metrics
 from .problems import Problem
 from .resolve import split
 from .scheduler import Done, Event, Failed, Job, Scheduler
-from .settings import Settings
-from .store import Entry, Store, check_name
+from .settings import Settings, model_name
+from .store import Entry, Store
 from .talk import Form
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("steerlab.serve")
 UPLOADS = 2  # at a time
+CHARACTERS, MARGIN = 8, 64  # of a token, at most, in most texts; tokens that a cut may change
+BODIES = 8  # whole uploads that are held in memory
 
 
 class Service:
@@ -48,27 +51,30 @@ class Service:
                 " upload and remove; name the origins, or give --keys FILE."
             )
         self.engine, self.settings, self.keys = engine, settings, keys
-        self.model, self.began = engine.name, int(time.time())
+        self.model, self.began = settings.name or model_name(engine.name), int(time.time())
         self.metrics, self.prompts = Metrics(), Prompts(engine)
         self.form = Form.of(self.prompts.template)
         self.scheduler = Scheduler(engine, settings, self.metrics)
         self.store = Store(
-            settings.store, settings.stored, shared=settings.shared, accept=self._accept, take=self._taken
-        )
+            settings.store, settings.stored, shared=settings.shared, accept=self._accept, take=self._taken,
+            reserved=(self.model, self.model.rpartition("/")[2]),
+        )  # fmt: skip
         self.buckets, self.uploads = Buckets(settings.rate), asyncio.Semaphore(UPLOADS)
+        self.room = Room(BODIES * settings.upload)
         self.draining = False
         self._brought: list[tuple[Path, Entry]] = []
         for name, about, read in (
             ("steerlab_running", "Replies that are being decoded.", lambda: self.scheduler.running),
             ("steerlab_waiting", "Replies that wait to be admitted.", lambda: self.scheduler.waiting),
             ("steerlab_steerings", "Steerings that are kept.", lambda: len(self.store)),
+            ("steerlab_steerings_aside", "Files of the store that can't be served.", lambda: len(self.store.aside)),
         ):
             self.metrics.gauge(name, about, read)
 
     def bring(self, path: Path) -> None:
         """Serve a file beside those of the store, under its own name. Raises `ArtefactError`."""
         try:
-            check_name(path.stem)
+            self.store.check_name(path.stem)
             entry = self.store.load(path)
             self.engine.accept(entry.steering)
         except (Problem, SteerlabError) as problem:
@@ -76,27 +82,34 @@ class Service:
         self._brought.append((path, entry))
 
     def start(self) -> None:
-        """Read the store, check it against the model, and begin. Raises `ArtefactError` for a steering that doesn't fit."""
-        for path, entry in self.store.open():
-            try:
-                self.engine.accept(entry.steering)
-            except SteerlabError as problem:
-                raise ArtefactError(f"{path} can't be served: {problem} Move it out of the folder.") from problem
-            self.store.add(entry)
-        for path, entry in self._brought:
-            try:
-                self.store.write(entry, path.read_bytes())
-            except (Problem, OSError) as problem:
-                raise ArtefactError(f"{path} can't be served: {problem}") from problem
+        """Read the store, check it against the model, and begin.
+
+        What can't be served of the store is set aside and logged. Raises `ArtefactError` for a folder that can't be used or that
+        another server has, and for a file that was brought and can't be served.
+        """
+        self.store.open()
+        try:
+            self._bring()
+        except BaseException:
+            self.store.close()
+            raise
         missing = [name for name in self.settings.monitors if self.store.find(name) is None]
         if missing:
             log.warning("monitors that aren't there yet: %s", ", ".join(missing))
         self.scheduler.start()
 
+    def _bring(self) -> None:
+        for path, entry in self._brought:
+            try:
+                self.store.write(entry, path.read_bytes())
+            except (Problem, OSError) as problem:
+                raise ArtefactError(f"{path} can't be served: {problem}") from problem
+
     def stop(self) -> None:
         """End."""
         self.draining = True
         self.scheduler.stop()
+        self.store.close()
 
     @property
     def unready(self) -> str | None:
@@ -124,6 +137,22 @@ class Service:
         for _, name in terms:
             self.store.get(name)
 
+    def check_length(self, text: str) -> None:
+        """Raise a `DataError` for a text whose beginning is more tokens than the context holds; the rest isn't looked at.
+
+        A cut can merge or split a few tokens at its place, so what is only a little too long is left to who counts exactly.
+        """
+        context, size = self.engine.context, 0
+        while (size := max(2 * size, CHARACTERS * self.engine.context)) < len(text):
+            tokens = 0
+            with suppress(DataError):  # nothing but blanks so far
+                tokens = len(self.prompts.text(text[:size]).ids)
+            if tokens > context + MARGIN:
+                raise DataError(
+                    f"the prompt has {len(text)} characters, of which the first {size} are {tokens} tokens already, and the"
+                    f" model's context holds {context}; expected room for at least one token of reply. Shorten the prompt."
+                )
+
     async def upload(self, name: str, data: bytes) -> tuple[Entry, bool]:
         """Take a steering in once it was checked and tried. Raises `Problem`."""
         entry = await run_in_threadpool(self.store.read, name, data)
@@ -134,11 +163,11 @@ class Service:
         await self._tried(entry.steering)
         return entry, await run_in_threadpool(self.store.write, entry, data)
 
-    def remove(self, name: str) -> Entry:
-        """Forget a steering. Raises `Problem` 404."""
+    def remove(self, name: str) -> Entry | None:
+        """Forget a steering; None for a file that couldn't be served. Raises `Problem` 404."""
         entry = self.store.remove(name)
-        for site in entry.steering.sites:
-            self.metrics.readout.forget(entry.name, str(site))
+        for site in () if entry is None else entry.steering.sites:
+            self.metrics.readout.forget(name, str(site))
         return entry
 
     def _taken(self, steering: Steering) -> Steering:

@@ -16,6 +16,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class Settings:
     """Limits of a server; times in seconds, sizes in bytes."""
 
+    name: str | None = None  # the model's, as requests have it; its own where there is none
     store: Path = Path("steerings")  # where uploaded steerings are kept
     rows: int = 64  # replies that are decoded at once
     waiting: int = 256  # replies that may wait beyond these; more get 429
@@ -25,6 +26,8 @@ class Settings:
     choices: int = 8  # replies to one request (n)
     prompts: int = 16  # prompts of one request of /v1/completions
     terms: int = 16  # steerings in one request
+    connections: int = 2048
+    peer: int = 512  # connections of one client (address); 0: as many as there are
     body: int = 1 << 20
     upload: int = 16 << 20
     stored: int = 1000  # steerings that are kept
@@ -48,6 +51,7 @@ class Settings:
             "choices",
             "prompts",
             "terms",
+            "connections",
             "body",
             "upload",
         ):
@@ -56,13 +60,33 @@ class Settings:
         for name in ("timeout", "patience", "drain"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected some seconds.")
-        if self.waiting < 0 or self.rate < 0 or self.stored < 0:
+        if self.waiting < 0 or self.rate < 0 or self.stored < 0 or self.peer < 0:
             raise ConfigError(
-                f"waiting is {self.waiting}, rate {self.rate} and stored {self.stored}; expected 0 or more."
+                f"waiting is {self.waiting}, rate {self.rate}, stored {self.stored} and peer {self.peer}; expected 0 or more."
             )
+        if self.name is not None:
+            check_model_name(self.name)
         for origin in self.cors:
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise ConfigError(
                     f"the origin {origin!r} is none; expected one like https://example.org or http://localhost:3000 (scheme,"
                     " host, perhaps a port; no path, no slash at the end), or '*'."
                 )
+
+
+def check_model_name(name: str) -> None:
+    """Raise `ConfigError` for what can't be a served model's name: it stands in requests, and '+' begins a steering there."""
+    if not 0 < len(name) <= 256 or not name.isprintable() or "+" in name or name != name.strip():
+        raise ConfigError(
+            f"the served model can't be called {name[:80]!r}; expected 1 to 256 printable characters without '+', such as"
+            " my-model."
+        )
+
+
+def model_name(loaded: str) -> str:
+    """What a model is called where nobody says: its name, or the last part of the path that it was loaded from."""
+    path = Path(loaded)
+    if path.is_absolute() or loaded.startswith((".", "~")) or loaded.count("/") > 1 or path.is_dir():
+        last = "".join(c for c in path.resolve().name if c.isprintable() and c != "+").strip()
+        return last[:256] or "model"
+    return loaded
