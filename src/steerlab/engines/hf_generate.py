@@ -102,8 +102,8 @@ class Decoder:
         """
         self.begin()
         while True:
-            if any(row.problem for row in self.rows):
-                raise DataError(NOT_FINITE)
+            if problems := [row.problem for row in self.rows if row.problem]:
+                raise DataError(problems[0])
             yield list(self.rows)
             if not self.retire():
                 return

@@ -48,6 +48,9 @@ class Prompts:
         own = copy.deepcopy(engine.tokenizer)
         self._renderer = Renderer(own, engine.renderer.template, engine.renderer.ends, kept=KEPT, warns=False)
         self._lock, self.vocabulary = Lock(), len(own)
+        self.marks = frozenset(
+            str(added.content) for added in own.added_tokens_decoder.values()
+        )  # words that are one token each
 
     @property
     def template(self) -> str:
@@ -88,6 +91,11 @@ class Prompts:
         if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
             raise DataError(f"the prompt has the token {wrong[0]}; expected ids from 0 to {self.vocabulary - 1}.")
         return Rendered(list(ids), min(int(ids[0] == self._renderer.begin), len(ids) - 1))
+
+    def words(self, ids: Sequence[int]) -> str:
+        """Ids as one text, special tokens left out."""
+        with self._lock:
+            return self._renderer.text(ids)
 
     def told(self, ids: Sequence[int]) -> list[str]:
         """Each id as text by itself."""

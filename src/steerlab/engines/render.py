@@ -37,10 +37,15 @@ class Turn:
 
 
 class Extras(NamedTuple):
-    """What a template is given beside the messages: tools, as JSON, and whether to think (None: as it likes)."""
+    """What a template is given beside the messages: tools, as JSON, and whether to think (None: as it likes).
+
+    The assistant's turn is begun after them, unless the last message is the assistant's and `continues`, or `begins` is false.
+    """
 
     tools: str = ""
     thinking: bool | None = None
+    continues: bool = False
+    begins: bool = True
 
 
 NOTHING = Extras()
@@ -308,7 +313,12 @@ class Renderer:
         tools = json.loads(extras.tools) if extras.tools else None
         try:
             text = self._tokenizer.apply_chat_template(
-                turns, tools=tools, tokenize=False, add_generation_prompt=prompt, **more
+                turns,
+                tools=tools,
+                tokenize=False,
+                continue_final_message=extras.continues,
+                add_generation_prompt=prompt and extras.begins and not extras.continues,
+                **more,
             )
         except Exception as problem:
             raise DataError(

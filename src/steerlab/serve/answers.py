@@ -38,6 +38,8 @@ class Answers:
     offered: frozenset[str] = frozenset()
     opened: bool = False
     ids: bool = False  # whether tokens are told as numbers, too
+    single: bool = False  # whether a reply has one call of a tool at most
+    echoes: tuple[str, ...] = ()  # what is told again before each reply
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -61,9 +63,10 @@ class Answers:
         """The answer to a request that doesn't stream."""
         choices: list[dict[str, Any]] = []
         for n, one in enumerate(done):
-            reply = one.reply
+            reply, echo = one.reply, self.echo(n)
             told = self.reader().more(reply.text, final=True)
-            said = {"message": _message(told)} if self.chat else {"text": reply.text}
+            shown = told._replace(content=echo + told.content)
+            said = {"message": _message(shown)} if self.chat else {"text": echo + reply.text}
             row = one.row
             kept = len(reply.ids)
             moved = Moved(reply.text, row.ids[:kept], row.logprobs[:kept], row.likeliest[:kept], row.readings)
@@ -84,16 +87,20 @@ class Answers:
     def reader(self) -> Reader:
         """What takes a reply of a chat apart; a text stays as it is."""
         form = self.form if self.chat else Form()
-        return Reader(form, self.offered, opened=self.opened)
+        return Reader(form, self.offered, opened=self.opened, single=self.single)
+
+    def echo(self, n: int) -> str:
+        """What is told again before a reply."""
+        return self.echoes[n] if self.echoes else ""
 
     def moved(
         self, n: int, moved: Moved, told: Told, offset: int, *, begins: Rendered | None, before: int
     ) -> dict[str, Any]:
         """A piece of a reply, the first one with its prompt, and what is certain of its parts, after `before` calls of tools."""
-        delta, first = _delta(told, before), begins is not None
-        if first:
-            delta["role"] = "assistant"
-        said = {"delta": delta} if self.chat else {"text": moved.text}
+        delta, echo = _delta(told, before), self.echo(n) if begins is not None else ""
+        if begins is not None:
+            delta |= {"role": "assistant", "content": echo + delta["content"]}
+        said = {"delta": delta} if self.chat else {"text": echo + moved.text}
         choice: dict[str, Any] = {"index": n, **said, "logprobs": self._logprobs(moved, offset), "finish_reason": None}
         if found := self._readings(moved):
             choice["steering"] = found
@@ -103,9 +110,11 @@ class Answers:
         beside = {} if begins is None else self._asked_ids(begins, text=True)
         return {**self._head(self._piece), "choices": [{**choice, **beside}], **asked}
 
-    def done(self, n: int, done: Done, told: Told, *, before: int) -> dict[str, Any]:
-        """The last piece of a reply, with `told` that waited for its end, after `before` calls of tools."""
-        said = {"delta": _delta(told, before) if any(told) else {}} if self.chat else {"text": ""}
+    def done(self, n: int, done: Done, told: Told, *, before: int, alone: bool = False) -> dict[str, Any]:
+        """The last piece of a reply (`alone`: the only one), with `told` that waited for its end, after `before` calls."""
+        echo = self.echo(n) if alone else ""
+        told = told._replace(content=echo + told.content)
+        said = {"delta": _delta(told, before) if any(told) else {}} if self.chat else {"text": echo}
         finish = _finish(done.reply.finish, bool(before or told.calls))
         choice = {"index": n, **said, "logprobs": None, "finish_reason": finish}
         return {**self._head(self._piece), "choices": [{**choice, "steering": self._gates(done)}]}

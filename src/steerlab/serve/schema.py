@@ -1,8 +1,9 @@
-"""What requests look like: OpenAI's fields, ours (`steering`, `strict`, `readouts`, `unsteered`, `top_k`), and `return_token_ids`
-as vLLM's server has it.
+"""What requests look like: OpenAI's fields, ours (`steering`, `strict`, `readouts`, `unsteered`), and those of vLLM's server that
+say how a reply is drawn and written.
 
-An unknown field is an error: a misspelt `steering` must not be served unsteered. Fields of OpenAI's that say nothing about the
-reply are taken and left; those that would change it and aren't built must stand at their default.
+An unknown field is an error: a misspelt `steering` must not be served unsteered. One that is null says nothing, and is left.
+Fields that say nothing about the reply are taken and left (`LEFT`); those that would change it and aren't built must stand at
+their default (`UNBUILT`). `fields` knows what else other servers take, and why it is refused here.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..errors import nearest
+from .fields import ELSEWHERE
 from .problems import Problem
 
 M = TypeVar("M", bound="Asked")
@@ -24,6 +27,15 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: object) -> object:
+        """Clients send whatever their types have: null is nothing."""
+        if not isinstance(given, dict):
+            return given
+        known, body = cls.model_fields, cast("dict[str, object]", given)
+        return {k: v for k, v in body.items() if v is not None or (k in known and known[k].is_required())}
 
 
 class Term(_Strict):
@@ -59,12 +71,12 @@ class TextPart(_Strict):
 
 
 class Function(_Strict):
-    """A tool: its name, what it is for, and a JSON schema of its arguments."""
+    """A tool: its name, what it is for, and a JSON schema of its arguments, to which calls are held where it is `strict`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class Tool(_Strict):
@@ -87,18 +99,89 @@ class ToolCall(_Strict):
     id: Name
     type: Literal["function"] = "function"
     function: Called
+    index: int | None = None  # as streams have it
+
+
+class Named(_Strict):
+    """A tool by its name."""
+
+    name: Name
+
+
+class NamedChoice(_Strict):
+    """The tool that must be called."""
+
+    type: Literal["function"] = "function"
+    function: Named
+
+
+class JsonSchema(_Strict):
+    """A JSON schema that a reply must have."""
+
+    name: Name | None = None
+    description: str | None = None
+    body: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """The form of a reply: free text, some JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    body: Annotated[dict[str, Any] | None, Field(alias="schema")] = None  # where llama.cpp's server has it
+
+    @model_validator(mode="after")
+    def _checked(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("a response_format of type json_schema needs a json_schema, with a name and a schema")
+        return self
+
+
+class Structured(_Strict):
+    """The form of a reply as vLLM's server takes it: one of these."""
+
+    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    regex: Annotated[str, Field(max_length=8192)] | None = None
+    choice: Annotated[list[Name], Field(min_length=1, max_length=256)] | None = None
+    json_object: bool | None = None
+
+    @model_validator(mode="after")
+    def _checked(self) -> Structured:
+        if sum(given not in (None, False) for given in (self.json_, self.regex, self.choice, self.json_object)) != 1:
+            raise ValueError("structured_outputs needs one of json, regex, choice and json_object")
+        return self
+
+
+def _text_alone(given: object) -> object:
+    """Say in one sentence that images and sounds aren't read."""
+    parts = cast("list[object]", given) if isinstance(given, list) else []
+    kinds = [cast("dict[str, object]", part).get("type") for part in parts if isinstance(part, dict)]
+    for kind in kinds:
+        if kind in NOT_TEXT:
+            raise PydanticCustomError(
+                "not_text",
+                "{kind} can't be read: this server's models take text alone, so leave images, sounds, films and files out",
+                {"kind": kind},
+            )
+    return given
+
+
+NOT_TEXT = ("image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file")
+Content = Annotated[str | Annotated[list[TextPart], Field(min_length=1, max_length=256)], BeforeValidator(_text_alone)]
 
 
 class ChatMessage(_Strict):
     """One turn; what an answer held may be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=256)] | None = None
+    content: Content | None = None
     name: Name | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=64)] | None = None
     tool_call_id: Name | None = None
     reasoning_content: str | None = None
     refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @model_validator(mode="after")
     def _checked(self) -> ChatMessage:
@@ -106,8 +189,6 @@ class ChatMessage(_Strict):
             raise ValueError("a message needs a content (only the assistant's calls of tools may stand without)")
         if self.role != "assistant" and (self.tool_calls or self.reasoning_content):
             raise ValueError(f"tool_calls and reasoning_content are the assistant's; this is the {self.role}'s turn")
-        if self.role != "tool" and self.name:
-            raise ValueError(f"only a tool's answer has a name here; this is the {self.role}'s turn")
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise ValueError("a tool's answer names its call (role 'tool' with tool_call_id), and nothing else does")
         return self
@@ -136,20 +217,39 @@ class Asked(_Strict):
         list[Name | Annotated[list[Name], Field(min_length=2, max_length=2)]], Field(max_length=8)
     ] = []
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: Annotated[list[Name], Field(max_length=4)] | Name | None = None
+    stop: Annotated[list[Name], Field(max_length=64)] | Name | None = None
     seed: Annotated[int, Field(ge=-GREATEST_SEED, le=GREATEST_SEED)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[Finite, Field(ge=-100, le=100)]],
+            Field(max_length=1024),
+        ]
+        | None
+    ) = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=256)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    structured_outputs: Structured | None = None
+    echo: bool | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
 
     # at their default only
-    frequency_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    use_beam_search: Literal[False] | None = None
+    length_penalty: Annotated[Finite, Field(ge=1, le=1)] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
+    priority: Literal[0] | None = None
 
     # taken and left
     user: str | None = None
@@ -158,6 +258,11 @@ class Asked(_Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    request_id: str | None = None
+    cache_salt: str | None = None
+    cache_prompt: bool | None = None
 
     @property
     def terms(self) -> list[Term]:
@@ -177,13 +282,18 @@ class ChatRequest(Asked):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: TemplateArguments | None = None
     reasoning_effort: Literal["none"] | None = None
     modalities: list[Literal["text"]] | None = None
+    verbosity: Literal["medium"] | None = None
+    include_reasoning: Literal[True] | None = None
+    add_special_tokens: Literal[False] | None = None
 
 
 Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=1 << 20)]
@@ -194,7 +304,6 @@ class TextRequest(Asked):
 
     prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=1024)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
     best_of: Literal[1] | None = None
 
@@ -229,6 +338,8 @@ def _told(kind: type[Asked], what: str, where: tuple[int | str, ...], words: str
     if what == "extra_forbidden":
         name = str(where[-1])[:80]
         legal = kind.model_fields if len(where) == 1 else (Term.model_fields if top == "steering" else ())
+        if len(where) == 1 and name in ELSEWHERE:
+            return Problem(400, f"{name} isn't taken here: {ELSEWHERE[name]}.", "unsupported", param=name)
         near = nearest(name, legal) if legal else "Leave it out."
         return Problem(400, f"the field {field!r} isn't known here. {near}", "unknown_field", param=field)
     if top in UNBUILT:
@@ -236,17 +347,23 @@ def _told(kind: type[Asked], what: str, where: tuple[int | str, ...], words: str
     return Problem(400, f"{field or 'the body'}: {words[:200]}.", "bad_value", param=field or None)
 
 
-UNIONS = ("str", "int", "Term", "TextPart", "ToolCall")  # what pydantic names a union's branches
+UNIONS = ("str", "int", "Term", "TextPart", "ToolCall", "NamedChoice")  # what pydantic names a union's branches
+LEFT = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "request_id", "cache_salt", "cache_prompt",
+)  # fmt: skip
 UNBUILT = {
-    "frequency_penalty": "only 0",
-    "presence_penalty": "only 0",
-    "logit_bias": "only an empty one",
-    "response_format": "only text",
-    "tool_choice": "only none and auto",
-    "parallel_tool_calls": "only true",
     "reasoning_effort": "only none",
     "modalities": "only text",
-    "echo": "the prompt isn't repeated",
+    "verbosity": "only medium",
     "suffix": "no infilling",
     "best_of": "only 1",
+    "use_beam_search": "only false",
+    "length_penalty": "only 1",
+    "include_stop_str_in_output": "only false",
+    "skip_special_tokens": "only true",
+    "spaces_between_special_tokens": "only true",
+    "priority": "only 0",
+    "include_reasoning": "only true: thinking is told apart, as reasoning_content",
+    "add_special_tokens": "only false: the chat template writes them",
 }

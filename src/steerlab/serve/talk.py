@@ -124,10 +124,10 @@ class Form:
 
 
 class Reader:
-    """Reads one reply as it comes. `opened`: the prompt ends in the midst of thinking."""
+    """Reads one reply as it comes. `opened`: the prompt ends in the midst of thinking. `single`: its first call is all."""
 
-    def __init__(self, form: Form, offered: frozenset[str], *, opened: bool = False) -> None:
-        self._form, self._offered, self._opened = form, offered, opened
+    def __init__(self, form: Form, offered: frozenset[str], *, opened: bool = False, single: bool = False) -> None:
+        self._form, self._offered, self._opened, self._single = form, offered, opened, single
         self._text, self._told = "", Told()
 
     @property
@@ -142,6 +142,7 @@ class Reader:
         content, calls = rest, ()
         if self._form.calls and self._offered:
             content, calls = self._form.calls.read(rest, self._offered, final=final)
+            calls = calls[:1] if self._single else calls
         before, self._told = self._told, Told(thinking, content, calls)
         new = (thinking[len(before.thinking) :], content[len(before.content) :], calls[len(before.calls) :])
         return Told(*new)

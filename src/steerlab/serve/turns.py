@@ -10,6 +10,7 @@ from ..contrast import Message
 from ..engines.render import Extras, Rendered, Turn
 from ..errors import nearest
 from ..steering import Steering
+from .forms import certain
 from .problems import Problem
 from .schema import ChatMessage, ChatRequest
 from .talk import Form
@@ -23,9 +24,7 @@ ROLES = {"developer": "system"}
 def conversation(asked: ChatRequest, service: Service, steering: Steering | None) -> Rendered:
     """Its ids up to where the assistant begins. Raises `Problem` 400 for what the model's template can't write."""
     form, messages = service.form, asked.messages
-    if messages[-1].role == "assistant":
-        sentence = "the conversation ends with the assistant's turn; end it with the user's."
-        raise Problem(400, sentence, "bad_value", param="messages")
+    begins = _begins(asked)
     if form.calls is None and (asked.tools or any(m.tool_calls or m.role == "tool" for m in messages)):
         raise Problem(
             400, "tools aren't built for this model: its chat template writes no calls of a form that is read here (<tool_call>"
@@ -33,12 +32,42 @@ def conversation(asked: ChatRequest, service: Service, steering: Steering | None
         )  # fmt: skip
     tools = asked.tools if asked.tools and asked.tool_choice != "none" else []
     written = json.dumps([tool.model_dump(exclude_none=True) for tool in tools]) if tools else ""
-    return service.prompts.chat(_turns(messages), steering, Extras(written, _thinking(asked, form)))
+    extras = Extras(written, _thinking(asked, form), continues=bool(asked.continue_final_message), begins=begins)
+    return service.prompts.chat(_turns(messages), steering, extras)
+
+
+def _begins(asked: ChatRequest) -> bool:
+    """Whether the assistant's turn is begun after the messages. Raises `Problem` 400 for what can't be meant."""
+    last, continues, begins = asked.messages[-1], bool(asked.continue_final_message), asked.add_generation_prompt
+    if continues and begins:
+        sentence = (
+            "continue_final_message goes on with the last message and add_generation_prompt begins a new one; give one."
+        )
+        raise Problem(400, sentence, "bad_value", param="continue_final_message")
+    if continues and (last.role != "assistant" or last.tool_calls or not last.text):
+        sentence = f"continue_final_message goes on with the assistant's text, and the last turn is the {last.role}'s"
+        more = " calls of tools" if last.tool_calls else "" if last.role != "assistant" else " without any"
+        raise Problem(
+            400, f"{sentence}{more}; end the messages with the text to go on with.", "bad_value", param="messages"
+        )
+    if last.role == "assistant" and not continues and begins is None:
+        raise Problem(
+            400, "the conversation ends with the assistant's turn; end it with the user's, or say continue_final_message to have"
+            " it gone on with (or add_generation_prompt for a new turn).", "bad_value", param="messages",
+        )  # fmt: skip
+    return begins is not False
+
+
+def echoed(asked: ChatRequest) -> str:
+    """What is told again before a reply: the message that is gone on with, where that is asked for."""
+    return asked.messages[-1].text if asked.echo and asked.continue_final_message else ""
 
 
 def offered(asked: ChatRequest) -> frozenset[str]:
     """The names of the tools that may be called."""
-    return frozenset(tool.function.name for tool in asked.tools or ()) if asked.tool_choice != "none" else frozenset()
+    if asked.tool_choice == "none":
+        return frozenset()
+    return frozenset(function.name for function in certain(asked) or [tool.function for tool in asked.tools or ()])
 
 
 def _thinking(asked: ChatRequest, form: Form) -> bool | None:
