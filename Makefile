@@ -118,10 +118,10 @@ sweep-proof: setup  ## a sweep killed ten times, and one on Ray, end as an undis
 soak: setup  ## the server under 64 mixed streams for five minutes, every answer compared with its solo run
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
-test-hostile: setup  ## 520 hostile requests on real sockets, hypothesis and schemathesis against the server (minutes)
+test-hostile: setup  ## 520 hostile requests, 2,000 dripping clients, 5,000 mutated headers, hypothesis, schemathesis (many minutes)
 	@tools/hostile $(VENV)-hostile
-	@STEERLAB_HOSTILE=500 STEERLAB_SCHEMATHESIS=$(abspath $(VENV)-hostile)/bin/schemathesis OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest tests/test_serve_hostile.py tests/test_hostile.py
+	@STEERLAB_HOSTILE=500 STEERLAB_DRIP=$(or $(DRIP),2000) STEERLAB_HEADERS=$(or $(HEADERS),5000) STEERLAB_SCHEMATHESIS=$(abspath $(VENV)-hostile)/bin/schemathesis OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -s tests/test_serve_hostile.py tests/test_hostile.py tests/test_serve_attack.py tests/test_serve_headers.py
 
 bench-serving: setup  ## what hooks cost, the published steering call against ours, first tokens of mixed streams (minutes)
 	@$(BIN)/python benchmarks/bench_serving.py

@@ -11,6 +11,7 @@ from serving import TEXT, Here, clamp, holding, put, refused, saved, shift
 from steerlab.errors import ConfigError
 from steerlab.serve.guard import JsonLines
 from steerlab.serve.keys import Keys
+from steerlab.serve.settings import Settings, model_name
 from steerlab.testing import tiny
 
 
@@ -97,6 +98,44 @@ def test_too_many_requests_get_429_and_when_to_come_again(engine, tmp_path):
     here = Here(engine, tmp_path, rows=1, waiting=1)
     refused(here.chat(TEXT, n=3), 429, "as many as are taken")
     assert here.chat(TEXT, n=2, max_tokens=2).status_code == 200
+    here.close()
+
+
+def test_a_prompt_far_beyond_the_context_is_refused_before_it_is_made_tokens(engine, tmp_path, monkeypatch):
+    here = Here(engine, tmp_path)
+    read: list[int] = []
+    text_ids = here.service.prompts._renderer.text_ids
+    monkeypatch.setattr(
+        here.service.prompts._renderer, "text_ids", lambda text: read.append(len(text)) or text_ids(text)
+    )
+    long = "w1 " * 300_000
+    for body in (
+        {"messages": [{"role": "user", "content": long}]},
+        {"messages": [{"role": "user", "content": "w1 " * 3000}] * 100},
+    ):
+        refused(here.post("/v1/chat/completions", **body), 400, "context holds", "Shorten")
+    refused(here.post("/v1/completions", prompt=long), 400, "context holds")
+    assert max(read) <= 16 * engine.context  # of nine hundred thousand
+    blank = " " * 5000 + "w1 w2"
+    assert here.chat(blank, max_tokens=1).status_code == 200
+    fits = "w1 " * (engine.context // 2)
+    assert here.chat(fits, max_tokens=1).status_code == 200
+    here.close()
+
+
+def test_a_model_is_called_by_a_name_and_not_by_a_path(tmp_path, engine):
+    assert model_name("pilot") == "pilot"
+    assert model_name("owner/name") == "owner/name"
+    for path in ("/data/models/My-Model", "./My-Model", "../x/My-Model", "a/b/My-Model", "~/My-Model"):
+        assert model_name(path) == "My-Model"
+    assert model_name(str(tmp_path)) == tmp_path.name
+    for name in ("", "a+b", " a", "a\x1b[2J", "\u202ea", "x" * 257):
+        with pytest.raises(ConfigError, match="can't be called"):
+            Settings(name=name)
+    here = Here(engine, tmp_path, name="my model")
+    assert here.ask("GET", "/v1/models/my model").status_code == 200
+    told = here.chat(TEXT, max_tokens=1, model="my model").json()
+    assert told["model"] == "my model"
     here.close()
 
 

@@ -217,6 +217,148 @@ def test_uploads_survive_a_kill_and_sigterm_drains(engine, tmp_path):
         assert second.process.wait(timeout=120) == 0
 
 
+def rows_of(log: Path) -> list[dict]:
+    """Every line of a log: each is JSON."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_a_second_signal_ends_streams_with_an_error_and_quietly(tmp_path):
+    body = {"model": "base", "messages": [{"role": "user", "content": ASKED}], "max_tokens": 1000, "stream": True,
+            "ignore_eos": True}  # fmt: skip
+    with process("--drain", "300", folder=tmp_path) as server:
+        if (
+            httpx.post(f"{server.address}/v1/chat/completions", json={**body, "max_tokens": 1}, timeout=60).status_code
+            == 400
+        ):
+            body = {k: v for k, v in body.items() if k != "ignore_eos"} | {"n": 8, "temperature": 2.0}
+        ends: list[dict] = []
+        begun = threading.Barrier(13)
+
+        def listen() -> None:
+            with httpx.stream("POST", f"{server.address}/v1/chat/completions", json=body, timeout=120) as stream:
+                lines = stream.iter_lines()
+                next(lines)
+                begun.wait(60)
+                ends.append(json.loads([line for line in lines if line][-1].removeprefix("data: ")))
+
+        threads = [threading.Thread(target=listen) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        begun.wait(60)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
+        assert time.monotonic() - began < 20
+        for thread in threads:
+            thread.join(60)
+    assert [end["error"]["code"] for end in ends] == ["ending"] * 12
+    rows = rows_of(server.log)
+    assert not [row for row in rows if "traceback" in row or row["level"] in ("error", "critical")]
+    assert [row["status"] for row in rows if row["said"] == "request" and row["route"].startswith("/v1/chat")]
+
+
+def test_a_reader_that_stops_holds_up_no_end(tmp_path):
+    body = {"model": "base", "prompt": "The kitchen", "max_tokens": 200, "n": 8, "logprobs": 5, "stream": True}
+    with process("--timeout", "15", "--patience", "5", folder=tmp_path) as server:
+        host, port = server.address.removeprefix("http://").split(":")
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            one.connect((host, int(port)))
+            data = json.dumps(body).encode()
+            one.sendall(POST.replace(b"connection: close\r\n", b"") + b"content-length: %d\r\n\r\n" % len(data) + data)
+            until = time.monotonic() + 60
+            while not running(server) and time.monotonic() < until:
+                time.sleep(0.05)
+            began = time.monotonic()
+            assert server.end() == 0
+            assert time.monotonic() - began < 15 + 5
+
+
+DIES = """
+import sys
+from pathlib import Path
+from steerlab.serve.guard import tell
+from steerlab.serve.keys import Keys
+from steerlab.serve.run import serve
+from steerlab.serve.service import Service
+from steerlab.serve.settings import Settings
+from steerlab.testing import tiny
+
+service = Service(tiny.engine("llama"), Settings(store=Path(sys.argv[1])), Keys())
+
+def broken():
+    raise MemoryError("injected") if sys.argv[2] == "recovers" else SystemExit("injected")
+
+service.scheduler._running.step = broken
+serve(service, "127.0.0.1", 0, told=lambda address: tell(f"serving it on {address} until a signal comes"))
+"""
+
+
+def test_where_the_models_thread_dies_the_process_ends_with_1(tmp_path):
+    log = tmp_path / "log"
+    body = {"model": "base", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5, "stream": True}
+    with log.open("wb") as file:
+        dies = subprocess.Popen([sys.executable, "-c", DIES, str(tmp_path / "store"), "dies"], stderr=file)
+    try:
+        until = time.monotonic() + 120
+        while not (found := re.findall(r"on (http://\S+)", log.read_text())) and time.monotonic() < until:
+            time.sleep(0.1)
+        told = httpx.post(f"{found[0]}/v1/chat/completions", json=body, timeout=60).text
+        assert "the server has ended" in told
+        assert dies.wait(timeout=60) == 1
+    finally:
+        dies.kill()
+        dies.wait()
+    rows = rows_of(log)
+    assert [row["said"] for row in rows if row["level"] == "critical"] == [
+        "the model's thread has ended; the server answers no more",
+        "the server ends, as the model's thread has ended",
+    ]
+    assert [row["traceback"].splitlines()[-1] for row in rows if "traceback" in row] == ["SystemExit: injected"]
+
+
+def test_what_fails_unexpectedly_gets_500_with_a_name_and_the_process_goes_on(tmp_path):
+    log = tmp_path / "log"
+    body = {"model": "base", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5}
+    with log.open("wb") as file:
+        ails = subprocess.Popen([sys.executable, "-c", DIES, str(tmp_path / "store"), "recovers"], stderr=file)
+    try:
+        until = time.monotonic() + 120
+        while not (found := re.findall(r"on (http://\S+)", log.read_text())) and time.monotonic() < until:
+            time.sleep(0.1)
+        for _ in range(2):
+            told = httpx.post(f"{found[0]}/v1/chat/completions", json=body, timeout=60)
+            assert told.status_code == 500
+            name = re.findall(r"under ([0-9a-f]{32})", told.json()["error"]["message"])[0]
+            assert [row["traceback"].splitlines()[-1] for row in rows_of(log) if row.get("id") == name] == [
+                "MemoryError: injected"
+            ]
+        assert httpx.get(f"{found[0]}/ready").status_code == 200
+        ails.send_signal(signal.SIGTERM)
+        assert ails.wait(timeout=60) == 0
+    finally:
+        ails.kill()
+        ails.wait()
+
+
+def test_all_that_was_logged_is_json_lines(server):
+    assert len(rows_of(server.log)) > 5
+
+
+def test_a_second_process_on_a_store_is_refused_and_a_model_has_the_name_it_is_given(tmp_path):
+    with process("--served-model-name", "my-model", folder=tmp_path) as server:
+        assert [m["id"] for m in httpx.get(f"{server.address}/v1/models").json()["data"]] == ["my-model"]
+        words = [sys.executable, "-m", "steerlab", "serve", "--port", "0", "--store", str(tmp_path / "store")]
+        ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert ran.returncode == 2
+        assert "in use by another server" in ran.stderr
+        server.end(signal.SIGKILL)
+    with process(folder=tmp_path):
+        pass  # a killed process holds nothing
+
+
 def test_an_open_address_takes_keys(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-m", "steerlab", "serve", "--host", "0.0.0.0", "--port", "0"],

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
+from .escapes import console
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -63,7 +65,6 @@ def track(items: Iterable[T], label: str, total: float | None = None) -> Iterato
 @contextmanager
 def shown() -> Generator[None]:
     """Show the bars of everything that runs inside the block, on standard error."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -77,10 +78,10 @@ def shown() -> Generator[None]:
         yield
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[told]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[told]}", markup=False),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=console(err=True), transient=True) as bars:
         token = _bars.set(bars)
         try:
             yield

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from ..errors import SteerlabError
+from ..escapes import visible
 from ..version import __version__
 
 ABOUT = "Fit, apply, measure and ship interventions inside language models: turn a behaviour up or down, and know what it cost."
@@ -109,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         build(words)(list(words))
     except SteerlabError as problem:
-        typer.secho(f"error: {problem}", fg="red", err=True)
+        typer.secho(f"error: {visible(str(problem))}", fg="red", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         _interrupted()
@@ -127,7 +128,7 @@ def _show_warnings_plainly() -> None:
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if category.__module__.startswith("steerlab."):
-            typer.echo(f"warning: {message}", err=True)
+            typer.echo(f"warning: {visible(str(message))}", err=True)
         else:
             usual(message, category, *place)
 

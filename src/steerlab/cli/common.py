@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from .. import escapes
 from ..errors import ArtefactError, ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -55,16 +55,18 @@ Config = Annotated[
 
 
 def console(*, err: bool = False) -> Console:
-    """A terminal, or plain text where the output goes to a file or a pipe."""
-    from rich.console import Console
+    """A terminal, or plain text where the output goes to a file or a pipe; what texts hold is shown and never done."""
+    return escapes.console(err=err)
 
-    # texts of models and data are shown as they are: no [markup], no :emoji:
-    return Console(stderr=err, markup=False, emoji=False, highlight=False)
+
+def echo(words: str, *, err: bool = False, bold: bool = False) -> None:
+    """A line of text that may hold what files say."""
+    typer.secho(escapes.visible(words), err=err, bold=bold or None)
 
 
 def say(words: str) -> None:
     """A line for the person, on standard error, so that standard output stays clean for pipes."""
-    typer.echo(words, err=True)
+    echo(words, err=True)
 
 
 def took(meter: Meter) -> None:
@@ -74,8 +76,7 @@ def took(meter: Meter) -> None:
 
 def dump(thing: Mapping[str, Any] | Sequence[Any]) -> None:
     """JSON on standard output."""
-    json.dump(thing, sys.stdout, indent=1, ensure_ascii=False, default=str)
-    sys.stdout.write("\n")
+    sys.stdout.write(escapes.visible_json(thing) + "\n")
 
 
 Thinking = Annotated[

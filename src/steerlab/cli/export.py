@@ -22,6 +22,7 @@ from .common import (
     adopted,
     console,
     dump,
+    echo,
     refuse_overwriting,
     say,
     took,
@@ -100,7 +101,7 @@ def export(
         )
     else:
         for path in written.files:
-            typer.echo(f"wrote {path}")
+            echo(f"wrote {path}")
         for lost in written.lost:
             say(f"note: {lost}")
     took(meter)
@@ -168,7 +169,7 @@ def push(
     from ..hub import push_to_hub
     from ..steering import Steering
 
-    typer.echo(push_to_hub(Steering.load(file), repo, file=name, private=private, message=message))
+    echo(push_to_hub(Steering.load(file), repo, file=name, private=private, message=message))
 
 
 def verify(

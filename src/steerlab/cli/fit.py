@@ -23,6 +23,7 @@ from .common import (
     TemplateOption,
     Thinking,
     dump,
+    echo,
     refuse_overwriting,
     say,
     switched,
@@ -117,7 +118,7 @@ def fit(
             contrast = contrast.both_ways_of_thinking()
         if dry_run:
             expected = forecast(made, engine, contrast)
-            dump(expected._asdict()) if json else typer.echo(expected.told())
+            dump(expected._asdict()) if json else echo(expected.told())
             return
         if cache_gb and isinstance(made, Trained):
             keep = Keep(disk=int(cache_gb * 1e9), folder=cache_folder(engine))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from ..escapes import visible
 from .common import (
     Adopt,
     BatchSize,
@@ -28,6 +29,7 @@ from .common import (
     composed,
     console,
     dump,
+    echo,
     keep_to_range,
     opened,
     say,
@@ -170,9 +172,9 @@ def _streamed(engine: Runner, asked: Sequence[Example], under: Steering | None, 
     """A single strength on a terminal appears as it is written."""
     for example, seed in zip(asked, sampling.seeds(len(asked)), strict=True):
         if len(asked) > 1:
-            typer.secho(example.instruction, bold=True)
+            echo(example.instruction, bold=True)
         for piece in engine.stream([example], under, replace(sampling, seed=seed)):
-            sys.stdout.write(piece.text)
+            sys.stdout.write(visible(piece.text))
             sys.stdout.flush()
         sys.stdout.write("\n")
 

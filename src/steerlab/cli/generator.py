@@ -20,6 +20,7 @@ from .common import (
     Revision,
     TemplateOption,
     dump,
+    echo,
     refuse_overwriting,
     say,
     took,
@@ -133,7 +134,7 @@ def train(
         dump(told)
     else:
         for name, value in told.items():
-            typer.echo(f"{name:10} {value}")
+            echo(f"{name:10} {value}")
     say(f"wrote {out}")
     took(meter)
 

@@ -22,6 +22,7 @@ from .common import (  # fmt: skip
     coloured,
     console,
     dump,
+    echo,
     say,
     took,
 )
@@ -91,7 +92,7 @@ def make(
         )  # fmt: skip
         if dry_run:
             told = expected(job, out, engine)
-            dump(told.to_json()) if json else typer.echo(told.told())
+            dump(told.to_json()) if json else echo(told.told())
             return
         agree = _anyhow if yes else _asked
         if yes:

@@ -67,7 +67,7 @@ def drawn(steering: Steering, file: Path) -> None:
     kind = "both ways (−1 is the opposite, 0 leaves the model as it is, +1 is as fitted)"
     if low >= 0:
         kind = f"from 0 (untouched) to {high:g}" if high < float("inf") else "from 0 (untouched) up"
-    head = Text.assemble((str(file), "bold"), f"\ndigest {steering.digest[:16]}…   strength {kind}")
+    head = Text.assemble((_line(str(file)), "bold"), f"\ndigest {steering.digest[:16]}…   strength {kind}")
     out.print(Panel(head, expand=False))
     table = Table("what", "where", "when", "how much", box=None, pad_edge=False, header_style="bold")
     for i in steering.interventions:
@@ -102,8 +102,13 @@ def _provenance(steering: Steering) -> Table:
     ]  # fmt: skip
     for label, value in rows:
         if value:
-            table.add_row(label, value)
+            table.add_row(_line(label), _line(value) if isinstance(value, str) else value)
     return table
+
+
+def _line(text: str) -> str:
+    """A text of the file on one line: it can't be taken for another row."""
+    return text.replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _told(data: dict[str, Any], sizes: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
-from .common import Config, Json, dump, say, took
+from .common import Config, Json, dump, echo, say, took
 
 if TYPE_CHECKING:
     from ..evals.suite import Suite
@@ -113,13 +113,13 @@ def status(
     if json:
         dump(asdict(found))
         return
-    typer.echo(found.words)
+    echo(found.words)
     for kind, of in found.counts.items():
-        typer.echo(f"  {kind:8} " + ", ".join(f"{of[state]} {NAMES[state]}" for state in STATES if state in of))
+        echo(f"  {kind:8} " + ", ".join(f"{of[state]} {NAMES[state]}" for state in STATES if state in of))
     for unit, worker, seconds in found.running:
-        typer.echo(f"  running for {in_words(seconds)} on {worker}: {unit}")
+        echo(f"  running for {in_words(seconds)} on {worker}: {unit}")
     for unit, tried, reason in found.failed:
-        typer.echo(f"  failed, tried {tried} times: {unit}: {reason}")
+        echo(f"  failed, tried {tried} times: {unit}: {reason}")
 
 
 def _forecast(asked: Sweep, suite: Suite, pool: Workers, workers: int, json: bool) -> None:
@@ -129,7 +129,7 @@ def _forecast(asked: Sweep, suite: Suite, pool: Workers, workers: int, json: boo
 
     plan = asked.plan(suite, pool.known().depth)
     ((_, expected),) = completed(pool, {"forecast": Forecasting(plan, asked.together)})
-    dump({**expected._asdict(), "workers": workers}) if json else typer.echo(expected.words(workers))
+    dump({**expected._asdict(), "workers": workers}) if json else echo(expected.words(workers))
 
 
 def _hired(suite: Suite, on: str, workers: int | None, threads: int, gpus: int, address: str | None) -> Workers:

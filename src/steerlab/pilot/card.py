@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from rich.console import Console
 from rich.table import Table
 
-from .. import progress
+from .. import escapes, progress
 from ..contrast import Example
 from ..evals.stats import wilson
 from ..files import write_text
@@ -343,7 +343,7 @@ def main(
 ) -> dict[str, Any]:
     """Measures a variant, prints its card, and writes it beside the weights (a quick one only where `out` says)."""
     card = measure(variant, where, quick=quick)
-    show(card, Console())
+    show(card, escapes.console())
     if out is not None or not quick:
         write(card, out or where or folder(variant))
     return card
