@@ -10,7 +10,7 @@ import torch
 from steerlab.contrast import Message
 from steerlab.controls import Gate, Network
 from steerlab.edits import Clamp, Rotate, Shift
-from steerlab.engines import hf_generate
+from steerlab.engines import hf_cache
 from steerlab.engines.base import Sampling
 from steerlab.engines.hf_generate import reply
 from steerlab.engines.hf_hooks import Plan
@@ -144,7 +144,7 @@ def test_so_they_do_when_prompts_are_read_in_chunks():
 
 
 def test_so_they_do_where_batches_cant_be_joined(monkeypatch):
-    monkeypatch.setattr(hf_generate, "_keeps_all", lambda cache: False)
+    monkeypatch.setattr(hf_cache, "keep_all", lambda cache: False)
     engine = tiny.engine("mistral")
     asked = wanted(engine, torch.Generator().manual_seed(5), 1)
     same_as_alone(engine, asked, run(engine, [ask for _, ask in asked]))

@@ -43,11 +43,12 @@ from .head import Head
 from .hf_follow import Follower
 from .hf_generate import Decoder, Row, piece, reply
 from .hf_hooks import Hooks, Plan, refuse_compiled
-from .hf_model import ends, identity, loaded, shape, sizes_of, sketch, text_config
+from .hf_model import ends, identity, loaded, pad_id, shape, sizes_of, sketch, text_config
 from .hf_pass import Passes, without_gradients
 from .hf_refuse import refused, without_prompts
-from .hf_rows import Padding, by_length, decoding, item, padded
+from .hf_rows import Padding, decoding, item, padded
 from .hf_sites import Anatomy
+from .hf_trial import Trial
 from .render import Renderer, Rendering, Template
 
 if TYPE_CHECKING:
@@ -87,8 +88,11 @@ class HFEngine(Trainable):
         self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self._check_compiled()
         self.anatomy = Anatomy(model, model.config)
-        self.renderer = Renderer(tokenizer, template, ends(model, tokenizer), rendering=rendering)
+        self.renderer = Renderer(
+            tokenizer, template, ends(model, tokenizer), rendering=rendering, embedded=self.anatomy.vocabulary
+        )
         self._passes = Passes(model, self.anatomy)
+        self.trial = Trial(model, self.anatomy, self.renderer)
         self._fingerprint: dict[str, Any] | None = None
 
     @classmethod
@@ -205,7 +209,7 @@ class HFEngine(Trainable):
     ) -> list[Reply]:
         rows = self._rows(prompts, steerings, sampling)
         with progress.task("generating", len(rows)) as bar:
-            for batch in by_length(rows, self.batch_size):
+            for batch in self.trial.batches(rows, self.batch_size):
                 for moved in self._steps(batch):
                     bar.advance(sum(row.finish is not None for row in moved))
         return [reply(row, self.renderer) for row in rows]
@@ -217,7 +221,7 @@ class HFEngine(Trainable):
         sampling: Sampling = Sampling(),  # noqa: B008
     ) -> Iterator[Piece]:
         rows = self._rows(prompts, steerings, sampling)
-        for batch in by_length(rows, self.batch_size):
+        for batch in self.trial.batches(rows, self.batch_size):
             for moved in self._steps(batch):
                 yield from (p for row in moved if (p := piece(row, self.renderer)) is not None)
 
@@ -277,7 +281,9 @@ class HFEngine(Trainable):
             alone = any(s is not None for s in each) or not (alike and self.shares)
             arranged = packing.rows(items, longest=0 if alone else self.shares, share=not alone)
             for part in packing.batches(arranged, self.batch_size, packing.price(self.device.type)):
-                batch, here = packing.packed(items, part, left=self.padding == "left")
+                batch, here = packing.packed(
+                    items, part, left=self.trial.side(self.padding, (r.length for r in part)) == "left"
+                )
                 batch = batch.to(self.device)
                 under = [each[p.example] for p in here] if alone else [None] * len(batch.ids)
                 mask = batch.mask(positions)
@@ -363,13 +369,25 @@ class HFEngine(Trainable):
         with hooks.attached():
             yield
 
+    def decoder(self, rows: Sequence[Row], *, joinable: bool = False) -> Decoder:
+        """One batch of replies in the making, of rows that may decode together."""
+        return Decoder(
+            self.model,
+            self.anatomy,
+            self.renderer,
+            rows,
+            chunk=self.trial.chunk(self.chunk),
+            pad=self.pad,
+            joinable=joinable,
+            own_cache=self.trial.own_cache,
+        )
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @property
     def pad(self) -> int:
         """The id that padding is written with."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad) if isinstance(pad, int) else (self.renderer.ends[0] if self.renderer.ends else 0)
+        return pad_id(self.tokenizer.pad_token_id, self.renderer.ends, self.anatomy.vocabulary)
 
     def _check_compiled(self) -> None:
         if reasons := refuse_compiled(self.model):
@@ -377,6 +395,7 @@ class HFEngine(Trainable):
 
     def _accepted(self, steerings: Steerings, rows: int) -> list[Steering | None]:
         self._check_compiled()
+        self.trial.check()
         each = rows_of(steerings, rows)
         for steering in {id(s): s for s in each if s is not None}.values():
             self.accept(steering)
@@ -403,7 +422,8 @@ class HFEngine(Trainable):
         return decoding(self.renderer, self.context, prompts, each, sampling)
 
     def _padded(self, whole: Sequence[Sequence[int]], prompts: Sequence[int], heads: Sequence[int]) -> Batch:
-        return padded(whole, prompts, heads, pad=self.pad, padding=self.padding).to(self.device)
+        side = self.trial.side(self.padding, map(len, whole))
+        return padded(whole, prompts, heads, pad=self.pad, padding=side).to(self.device)
 
     def _steps(self, rows: list[Row]) -> Iterator[list[Row]]:
-        return Decoder(self.model, self.anatomy, self.renderer, rows, chunk=self.chunk, pad=self.pad).steps()
+        return self.decoder(rows).steps()

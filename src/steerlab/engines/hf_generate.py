@@ -6,7 +6,6 @@ who else is in the batch (up to the rounding of kernels by batch shape).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from ..controls import Tokens
 from ..errors import DataError
 from ..sites import Site
 from ..steering import Steering
+from . import hf_cache
 from .base import Finish, Piece, Reply, Sampling
 from .grammar import Matcher
 from .hf_hooks import Hooks, Plan, Tally
@@ -70,7 +70,10 @@ class Row:
 
 
 class Decoder:
-    """Decodes one batch of rows; with `joinable`, others may join it between steps (its cache then keeps all tokens)."""
+    """Decodes one batch of rows; with `joinable`, others may join it between steps (its cache then keeps all tokens).
+
+    A model with an `own_cache`, of a kind that the library doesn't make, makes it itself, and then none can join.
+    """
 
     def __init__(
         self,
@@ -82,17 +85,16 @@ class Decoder:
         chunk: int | None,
         pad: int,
         joinable: bool = False,
+        own_cache: bool = False,
     ) -> None:
-        from transformers import DynamicCache
-
         self._model, self._anatomy, self._renderer = model, anatomy, renderer
         self.rows = list(rows)
         self._chunk, self._pad = chunk, pad
         self._plan = Plan([row.steering for row in rows])
         self._hooks = self._hooked()
-        self._cache: Any = DynamicCache(config=model.config)
-        self.joinable = joinable and _keeps_all(self._cache)
-        self._takes = set(inspect.signature(model.forward).parameters)
+        self._cache: Any = None if own_cache else hf_cache.fresh(model, anatomy.depth)
+        self.joinable = joinable and not own_cache and hf_cache.keep_all(self._cache)
+        self._takes = hf_cache.takes(model)
         self._device = model.device
 
     def steps(self) -> Iterator[list[Row]]:
@@ -111,27 +113,24 @@ class Decoder:
 
     def begin(self) -> None:
         """Read the prompts; every row gets its first token."""
-        self._draw(self._prefill())
+        self._draw(self.read())
 
     def advance(self) -> None:
         """One token more for every row; none may have ended."""
-        self._draw(self._step())
+        self._draw(self.step())
 
     def retire(self) -> bool:
         """Rows that have ended leave; whether any stay."""
         staying = [n for n, row in enumerate(self.rows) if row.finish is None]
         if staying and len(staying) < len(self.rows):
-            self._leave(staying)
+            self.leave(staying)
         return bool(staying)
 
     def join(self, other: Decoder) -> None:
         """Go on with another batch's rows as well, below these; both are joinable and have begun."""
         width = max(self._attention.shape[1], other._attention.shape[1])
-        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
-            if mine.is_initialized:
-                mine.keys = torch.cat([_wider(t.keys, width, 2) for t in (mine, theirs)])
-                mine.values = torch.cat([_wider(t.values, width, 2) for t in (mine, theirs)])
-        self._attention = torch.cat([_wider(t._attention, width, 1) for t in (self, other)])
+        hf_cache.join(self._cache, other._cache, width)
+        self._attention = torch.cat([hf_cache.wider(t._attention, width, 1) for t in (self, other)])
         self._lengths = torch.cat([self._lengths, other._lengths])
         self._heads, self._last = torch.cat([self._heads, other._heads]), torch.cat([self._last, other._last])
         self._plan.join(other._plan, len(self.rows))
@@ -145,13 +144,13 @@ class Decoder:
     def last_prompt(self, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "b d"]]:
         """Each row's activations at its last prompt token: what controls that decide ahead look at."""
         self._hooks = Hooks(self._anatomy, self._plan, collect=sites)
-        self._prefill()
+        self.read()
         return {site: self._hooks.collected[site][:, -1] for site in sites}
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def _prefill(self) -> Float[Tensor, "b v"]:
-        """Left-padded, so that every row's last prompt token is the last column."""
+    def read(self) -> Float[Tensor, "b v"]:
+        """The scores after each prompt. Left-padded, so that every row's last prompt token is the last column."""
         width = max(len(row.prompt.ids) for row in self.rows)
         ids = torch.full((len(self.rows), width), self._pad)
         position = torch.full((len(self.rows), width), -1)
@@ -171,7 +170,8 @@ class Decoder:
         assert scores is not None
         return scores
 
-    def _step(self) -> Float[Tensor, "b v"]:
+    def step(self) -> Float[Tensor, "b v"]:
+        """The scores after each row's last token."""
         ids = torch.tensor([[row.ids[-1]] for row in self.rows])
         self._last = self._last + 1
         self._attention = torch.cat([self._attention, torch.ones_like(self._attention[:, :1])], dim=1)
@@ -186,18 +186,23 @@ class Decoder:
         self._hooks.head, self._hooks.generated = self._heads, generated
         resting = [row.resting for row in self.rows]
         self._hooks.resting = torch.tensor(resting, device=self._device) if any(resting) else None
-        given: dict[str, Any] = {"input_ids": ids, "attention_mask": self._attention[:, :seen]}
+        given: dict[str, Any] = {"input_ids": ids}
+        name = hf_cache.name_of(self._takes)
+        assert name is not None, "a model without a cache doesn't decode"
+        if self._takes & {"attention_mask", "**"}:
+            given["attention_mask"] = hf_cache.seen(name, self._attention[:, :seen], ids.shape[1])
         if "position_ids" in self._takes:
             given["position_ids"] = position.clamp(min=0)
-        if "logits_to_keep" in self._takes:
+        if self._anatomy.last_alone:
             given["logits_to_keep"] = 1
         with torch.no_grad(), self._hooks.attached(), quiet(self._model):
-            out = self._model(**given, past_key_values=self._cache, use_cache=True)
+            out = self._model(**given, **{name: self._cache}, use_cache=True)
+        self._cache = out[name]
         return out.logits[:, -1].float()
 
-    def _leave(self, staying: list[int]) -> None:
-        """Drop finished rows from the batch, its cache, and the state of its controls."""
-        self._cache.batch_select_indices(torch.tensor(staying))  # on the CPU: layers may lie on several devices
+    def leave(self, staying: list[int]) -> None:
+        """Only these rows stay in the batch, its cache, and the state of its controls."""
+        hf_cache.select(self._cache, staying)
         index = torch.tensor(staying, device=self._device)
         self._attention, self._lengths = self._attention[index], self._lengths[index]
         self._heads, self._last = self._heads[index], self._last[index]
@@ -211,9 +216,7 @@ class Decoder:
         spare = self._attention.shape[1] - int(self._attention.sum(dim=1).max())
         if spare:
             self._attention = self._attention[:, spare:]
-            for layer in self._cache.layers:
-                if layer.is_initialized:
-                    layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
+            hf_cache.drop_columns(self._cache, spare)
 
     def _hooked(self) -> Hooks:
         wanted = dict.fromkeys(readout.site for row in self.rows for readout in row.readouts)
@@ -319,22 +322,3 @@ def piece(row: Row, renderer: Renderer) -> Piece | None:
         return None
     told, row.told = row.told, max(row.told, len(text))
     return Piece(row.number, text[told:], row.finish)
-
-
-def _keeps_all(cache: Any) -> bool:
-    """Make the cache one whose layers hold every token's keys and values; False where some hold something else.
-
-    A layer that drops what lies outside of its attention window says nothing that the mask doesn't say, too.
-    """
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
-        return False
-    cache.layers = [DynamicLayer() for _ in cache.layers]
-    return bool(cache.layers)
-
-
-def _wider(t: Tensor, width: int, dim: int) -> Tensor:
-    """Zeros put before what there is along a dimension, up to `width`."""
-    spare = width - t.shape[dim]
-    return t if spare == 0 else torch.cat([t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :])), t], dim)

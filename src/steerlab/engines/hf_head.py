@@ -5,7 +5,6 @@ Each of these is checked on the model itself: what doesn't give the model's own 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .head import Head
+from .hf_cache import takes, uncached
 from .hf_hooks import Enough
 from .hf_sites import Anatomy
 from .hf_watch import quiet
@@ -39,7 +39,7 @@ def find_head(model: nn.Module, config: Any) -> Head | None:
     try:
         with torch.no_grad(), quiet(model):
             ids = torch.arange(2, device=module.weight.device)[None]
-            scores = model(input_ids=ids, use_cache=False).logits.float()
+            scores = model(input_ids=ids, **uncached(takes(model))).logits.float()
     finally:
         handle.remove()
     if "read" not in seen or seen["gave"].shape != scores.shape:
@@ -140,15 +140,20 @@ def narrows(model: nn.Module, anatomy: Anatomy, layer: int) -> bool:
         read.append(h[rows, columns].float())
         raise Enough
 
-    for narrow in (False, True):
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(quiet(model))
-            if narrow:
-                stack.enter_context(narrowed(anatomy, layer, places, ids.shape))
-            stack.callback(anatomy.blocks[layer].register_forward_hook(keep).remove)
-            stack.enter_context(suppress(Enough))
-            model(input_ids=ids, use_cache=False)
+    try:
+        for narrow in (False, True):
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(quiet(model))
+                if narrow:
+                    stack.enter_context(narrowed(anatomy, layer, places, ids.shape))
+                stack.callback(anatomy.blocks[layer].register_forward_hook(keep).remove)
+                stack.enter_context(suppress(Enough))
+                model(input_ids=ids, **uncached(takes(model)))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001  # an MLP that adds the stream itself, say: it can't be, whatever the model's own code raises
+        return False
     size = float(read[0].abs().max())
     return bool((read[0] - read[1]).abs().max() <= (1e-5 if weight.dtype == torch.float32 else 2e-2) * size)
 
@@ -165,8 +170,8 @@ def packs(model: nn.Module, anatomy: Anatomy) -> bool:
     tokens = torch.arange(8, device=weight.device) * 7 % weight.shape[0]
     ids, position = tokens[None], torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5]], device=weight.device)
     branch = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]], device=weight.device)
-    takes = inspect.signature(model.forward).parameters
-    if "position_ids" not in takes or "attention_mask" not in takes:
+    names = takes(model)
+    if not {"position_ids", "attention_mask"} <= names:
         return False
     last, read = anatomy.blocks[-1], list[Tensor]()
 
@@ -180,13 +185,17 @@ def packs(model: nn.Module, anatomy: Anatomy) -> bool:
                 input_ids=ids,
                 attention_mask=apart(position, branch, weight.dtype),
                 position_ids=position,
-                use_cache=False,
+                **uncached(names),
             )
             for columns in ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7]):
                 one = torch.arange(len(columns), device=weight.device)[None]
-                model(input_ids=ids[:, columns], attention_mask=torch.ones_like(one), position_ids=one, use_cache=False)
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False  # such a mask isn't taken
+                model(
+                    input_ids=ids[:, columns], attention_mask=torch.ones_like(one), position_ids=one, **uncached(names)
+                )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001  # such a mask isn't taken, whatever the model's own code says to it
+        return False
     finally:
         handle.remove()
     whole, first, second = read

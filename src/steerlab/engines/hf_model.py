@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,6 +58,13 @@ def ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int
             ends.extend(cast("list[int]", list(given)))
     vocabulary = text_config(model).vocab_size
     return [e for e in dict.fromkeys(ends) if e < vocabulary]
+
+
+def pad_id(pad: object, ends: Sequence[int], vocabulary: int) -> int:
+    """What padding is written with: the tokenizer's own, or, where the embedding has no such row, another one (it is masked)."""
+    if isinstance(pad, int) and 0 <= pad < vocabulary:
+        return pad
+    return next((end for end in ends if end < vocabulary), 0)
 
 
 def sketch(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, list[float]]:

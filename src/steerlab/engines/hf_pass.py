@@ -6,7 +6,6 @@ answers may share a prompt's row. Where not, the plain way is gone.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator, Set
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from ..controls import Tokens
 from ..sites import Site
 from .base import Batch, Run, Start
 from .head import Head
+from .hf_cache import takes, uncached
 from .hf_head import apart, find_head, head_at, narrowed, narrows, packs
 from .hf_hooks import Enough, Hooks
 from .hf_model import text_config
@@ -35,7 +35,7 @@ class Passes:
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self._model, self._anatomy = model, anatomy
-        self._takes = set(inspect.signature(model.forward).parameters)
+        self._takes = takes(model)
         self._head: tuple[Tensor | None, Head | None] | None = None
         self._narrowable: dict[int, bool] = {}
         self._packable: bool | None = None
@@ -73,10 +73,12 @@ class Passes:
         """
         hooks.tokens = Tokens(batch.ids, batch.position, batch.prompt_length)
         hooks.head = batch.head
-        given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": self._attention(batch), "use_cache": False}
+        given: dict[str, Any] = {"input_ids": batch.ids, **uncached(self._takes)}
+        if self._takes & {"attention_mask", "**"}:
+            given["attention_mask"] = self._attention(batch)
         if "position_ids" in self._takes:
             given["position_ids"] = batch.position.clamp(min=0)
-        if not logits and not hidden and "logits_to_keep" in self._takes:
+        if not logits and not hidden and self._anatomy.last_alone:
             given["logits_to_keep"] = 1
         shape = batch.ids.shape
         (rows, columns), narrow = batch.predicts.nonzero(as_tuple=True), nullcontext()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -82,8 +83,10 @@ def decoding(
     return rows
 
 
-def by_length(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    """Batches of prompts of like length, so that little is padding."""
+def by_length(rows: Sequence[Row], size: int, *, mixed: bool = True) -> Iterator[list[Row]]:
+    """Batches of prompts of like length, so that little is padding; of one length where `mixed` says that none may be."""
     ordered = sorted(rows, key=lambda row: len(row.prompt.ids))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+    groups = [ordered] if mixed else [list(g) for _, g in groupby(ordered, key=lambda row: len(row.prompt.ids))]
+    for group in groups:
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

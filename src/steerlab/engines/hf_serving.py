@@ -46,7 +46,8 @@ class Prompts:
 
     def __init__(self, engine: Speaking) -> None:
         own = copy.deepcopy(engine.tokenizer)
-        self._renderer = Renderer(own, engine.renderer.template, engine.renderer.ends, kept=KEPT, warns=False)
+        r = engine.renderer
+        self._renderer = Renderer(own, r.template, r.ends, kept=KEPT, warns=False, embedded=r.embedded)
         self._lock, self.vocabulary = Lock(), len(own)
         self.marks = frozenset(
             str(added.content) for added in own.added_tokens_decoder.values()
@@ -124,10 +125,11 @@ class Ask:
 
 
 class Running:
-    """The rows that are being decoded."""
+    """The rows that are being decoded. Raises `UnsupportedError` for a model that can't go on from what it has read."""
 
     def __init__(self, engine: HFEngine) -> None:
-        self._engine = engine
+        engine.trial.check_decoding()
+        self._engine, self._joins = engine, engine.trial.joins  # tried now: nothing runs yet
         self._batches: list[Decoder] = []
 
     def __len__(self) -> int:
@@ -151,9 +153,10 @@ class Running:
     def admit(self, asks: Sequence[Ask]) -> list[Row]:
         """Read the prompts of some more; each has its first token. Numbers of rows are places in `asks`."""
         rows = [self._row(n, ask, steering) for n, (ask, steering) in enumerate(zip(asks, self._decided(asks)))]
-        batch = self._decoder(rows)
-        batch.begin()
-        self._batches.append(batch)
+        for alike in self._engine.trial.batches(rows, len(rows)):
+            batch = self._engine.decoder(alike, joinable=self._joins)
+            batch.begin()
+            self._batches.append(batch)
         return rows
 
     def step(self) -> list[Row]:
@@ -224,12 +227,12 @@ class Running:
         found = [ask.steering for ask in asks]
         waiting = [(n, s) for n, s in enumerate(found) if s is not None and s.ahead]
         if waiting:
-            bare = self._decoder([self._row(n, asks[n], None) for n, _ in waiting])
-            read = bare.last_prompt(list(dict.fromkeys(control.site for _, s in waiting for control in s.ahead)))
-            for k, (n, s) in enumerate(waiting):
-                found[n] = s.decided(lambda site, k=k: read[site][k].float().cpu())
+            sites = list(dict.fromkeys(control.site for _, s in waiting for control in s.ahead))
+            asked = [self._row(n, asks[n], None) for n, _ in waiting]
+            for bare in self._engine.trial.batches(asked, len(asked)):
+                read = self._engine.decoder(bare).last_prompt(sites)
+                for k, row in enumerate(bare):
+                    steering = found[row.number]
+                    assert steering is not None
+                    found[row.number] = steering.decided(lambda site, k=k, read=read: read[site][k].float().cpu())
         return found
-
-    def _decoder(self, rows: Sequence[Row]) -> Decoder:
-        e = self._engine
-        return Decoder(e.model, e.anatomy, e.renderer, rows, chunk=e.chunk, pad=e.pad, joinable=True)

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
@@ -20,14 +21,16 @@ from torch import Tensor, nn
 
 from ..errors import SiteError, UnsupportedError, nearest
 from ..sites import Site
+from .hf_cache import takes
 from .hf_layout import Layout, find_layout
-from .hf_watch import Call, first_tensor, has_width, is_rows, is_same, matrices_of, projections, run, watched
+from .hf_watch import WATCHED, Call, first_tensor, has_width, is_rows, is_same, matrices_of, projections, run, watched
 from .hf_weights import Matrices, Matrix, find_matrices, owners_of
 
 if TYPE_CHECKING:
     from jaxtyping import Int
 
 Side = Literal["input", "output"]
+DEPTHS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")  # what configurations call the number of blocks
 
 
 class Point(NamedTuple):
@@ -60,9 +63,9 @@ class Anatomy:
     def __init__(self, model: nn.Module, config: Any) -> None:
         self._model = model
         self._config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        self.width: int = self._config.hidden_size
-        self._vocabulary: int = self._config.vocab_size
-        calls = watched(self._model, self._vocabulary)
+        self.width = self._size("hidden_size")
+        self.vocabulary = self._words()
+        calls = self._watched()
         self._blocks = [_Block(call.module, _tuple_of(call.output)) for call in self._find_blocks(calls)]
         self._final = self._find_final(calls)
         self._inside: bool = False
@@ -76,6 +79,22 @@ class Anatomy:
     def blocks(self) -> tuple[nn.Module, ...]:
         """The blocks, in order."""
         return tuple(b.module for b in self._blocks)
+
+    @cached_property
+    def last_alone(self) -> bool:
+        """Whether the head may be asked for the last token's scores (`logits_to_keep`) with all blocks running on all tokens.
+
+        Some models whose upper blocks share keys and values then run these on the last token alone.
+        """
+        if "logits_to_keep" not in takes(self._model):
+            return False
+        gave: list[Tensor | None] = []
+        with ExitStack() as stack:
+            for block in self.blocks:
+                handle = block.register_forward_hook(lambda _m, _a, output: gave.append(first_tensor((output,))))
+                stack.callback(handle.remove)
+            run(self._model, WATCHED, self.vocabulary, logits_to_keep=1)
+        return all(has_width(h, self.width) for h in gave)
 
     @contextmanager
     def begun(self, layer: int, hidden: Tensor) -> Generator[None]:
@@ -162,19 +181,61 @@ class Anatomy:
         mine = torch.arange(site.index * size, (site.index + 1) * size)
         return point._replace(columns=mine if point.columns is None else point.columns[mine], width=size)
 
+    def _size(self, name: str) -> int:
+        size = getattr(self._config, name, None)
+        if not isinstance(size, int):
+            raise UnsupportedError(
+                f"{type(self._model).__name__} isn't a causal language model that can be steered: its configuration"
+                f" ({type(self._config).__name__}) has no {name} that is a number (looked for hidden_size, vocab_size and"
+                f" num_hidden_layers; got {size!r})."
+            )
+        return size
+
+    def _words(self) -> int:
+        """Rows of the embedding: ids from there on don't exist, whatever the tokenizer says."""
+        embedding = self._model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        rows = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
+        return int(rows) or self._size("vocab_size")
+
+    def _watched(self) -> list[Call]:
+        try:
+            return watched(self._model, self.vocabulary)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as problem:  # whatever a model's own code raises
+            why = (str(problem).strip().splitlines() or ["no word"])[0][:200]
+            raise UnsupportedError(
+                f"{type(self._model).__name__} can't be steered: a forward pass of two tokens, model(input_ids=…), ends in"
+                f" {type(problem).__name__}: {why} Expected a causal language model that needs token ids alone."
+            ) from problem
+
     def _find_blocks(self, calls: list[Call]) -> list[Call]:
-        count = self._config.num_hidden_layers
-        for module in self._model.modules():
-            if not isinstance(module, nn.ModuleList) or len(module) != count:
+        self._size("num_hidden_layers")
+        named = [getattr(self._config, name, None) for name in DEPTHS]
+        for count in dict.fromkeys(n for n in named if isinstance(n, int)):
+            for module in self._model.modules():
+                if not isinstance(module, nn.ModuleList) or len(module) != count:
+                    continue
+                found = [c for c in calls if any(c.module is m for m in module)]
+                in_order = [c.module for c in found] == list(module)
+                if in_order and all(has_width(c.read, self.width) and has_width(c.gave, self.width) for c in found):
+                    return found
+        raise UnsupportedError(
+            f"the blocks of {type(self._model).__name__} can't be told: expected a list of {named[0]} modules that run once"
+            f" each, in order, on activations of width {self.width}; {self._lists(calls)}."
+        )
+
+    def _lists(self, calls: list[Call]) -> str:
+        """The lists of modules that ran, and what speaks against them, in words."""
+        told: list[str] = []
+        for name, module in self._model.named_modules():
+            if not isinstance(module, nn.ModuleList) or len(module) < 2:
                 continue
             found = [c for c in calls if any(c.module is m for m in module)]
-            in_order = [c.module for c in found] == list(module)
-            if in_order and all(has_width(c.read, self.width) and has_width(c.gave, self.width) for c in found):
-                return found
-        raise UnsupportedError(
-            f"the blocks of {type(self._model).__name__} can't be told: expected a list of {count} modules that run once"
-            f" each, in order, on activations of width {self.width}."
-        )
+            shapes = {tuple(c.gave.shape) if c.gave is not None else None for c in found}
+            if found:
+                told.append(f"{name} has {len(module)} modules with {len(found)} calls that give {_brief(shapes)}")
+        return "found " + "; ".join(told[:3]) if told else "found no list of modules that runs"
 
     def _find_final(self, calls: list[Call]) -> nn.Module | None:
         """The norm after the last block: no weight matrix, and its output is as wide as the stream."""
@@ -187,7 +248,7 @@ class Anatomy:
     def _look_inside(self) -> None:
         if self._inside:
             return
-        calls = watched(self._model, self._vocabulary)
+        calls = self._watched()
         layouts: dict[object, Layout | str] = {}
         owners = owners_of(self._model)
         for block in self._blocks:
@@ -244,13 +305,13 @@ class Anatomy:
             width, given = 0, list[Call]()
         else:
             width = cast("Tensor", out.read).shape[-1]
-            given = [c for c in inner[:-1] if is_rows(c.gave)]
+            given = [c for c in inner[:-1] if is_rows(c.gave) and isinstance(c.output, Tensor)]
             widths = tuple(cast("Tensor", c.gave).shape[-1] for c in given)
             key = (type(attention.module), widths, width)
             if key not in layouts:
                 modules = [c.module for c in given]
                 layouts[key] = find_layout(
-                    attention.module, modules, widths, lambda: run(self._model, 1, self._vocabulary)
+                    attention.module, modules, widths, lambda: run(self._model, 1, self.vocabulary)
                 )
             layout = layouts[key]
         if isinstance(layout, str) or out is None:
@@ -267,6 +328,11 @@ class Anatomy:
             block.points[part] = Point(given[which].module, "output", columns, size)
         for part in {"q", "k", "v"} - set(layout.roles):
             block.absent[part] = "its projection could not be told apart from the others"
+
+
+def _brief(shapes: set[tuple[int, ...] | None]) -> str:
+    told = ["no tensor" if shape is None else f"[{', '.join(map(str, shape))}]" for shape in shapes]
+    return " or ".join(sorted(told)[:3])
 
 
 def _tuple_of(output: Any) -> int | None:

@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .hf_cache import takes, uncached
+
 WATCHED = 2  # tokens of the watched pass
 
 
@@ -57,12 +59,12 @@ def watched(model: nn.Module, vocabulary: int) -> list[Call]:
     return calls
 
 
-def run(model: nn.Module, tokens: int, vocabulary: int) -> None:
+def run(model: nn.Module, tokens: int, vocabulary: int, **also: Any) -> None:
     """A forward pass of so many tokens."""
     ids = torch.arange(tokens)[None] % max(vocabulary, 1)
     device = next(model.parameters()).device
     with torch.no_grad(), quiet(model):
-        model(input_ids=ids.to(device), use_cache=False)
+        model(input_ids=ids.to(device), **uncached(takes(model)), **also)
 
 
 def first_tensor(*things: Any) -> Tensor | None:

@@ -86,7 +86,8 @@ class Renderer:
     `template="chat"` is the tokenizer's own chat template; `"plain"` joins the messages' texts with line breaks, for
     base models, and is only ever used when asked for. `rendering` says what is written beyond the messages; with
     `warns`, a text that looks rendered already is warned of once (`RenderedTwice`). Raises
-    `DataError` for a tokenizer without a chat template, and for thinking where the template has no switch for it.
+    `DataError` for a tokenizer without a chat template, for thinking where the template has no switch for it, and for a text
+    with an id that isn't among the rows of the model's embedding (`embedded`, where known).
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Renderer:
         kept: int = KEPT,
         rendering: Rendering = Rendering(),  # noqa: B008  (immutable)
         warns: bool = True,
+        embedded: int | None = None,
     ) -> None:
         if template not in ("chat", "plain"):
             raise ConfigError(f"the template is {template!r}; expected 'chat' or 'plain'.")
@@ -112,7 +114,7 @@ class Renderer:
                 " Pass template='plain' (--template plain) to join the messages as plain text, or set"
                 " tokenizer.chat_template."
             )
-        self._tokenizer, self._kept = tokenizer, kept
+        self._tokenizer, self._kept, self.embedded = tokenizer, kept, embedded
         self.grammars, self.vocabulary = Grammars(tokenizer, ends), len(tokenizer)
         self.rendering = rendering
         self.template: Template = template
@@ -162,6 +164,7 @@ class Renderer:
                 return self._as_written(messages)
             self._warn_of_template([m.content for m in messages])
             ids = self._ids(messages, extras=extras)
+            self._check(ids)
             if not ids:
                 raise DataError("the prompt has no tokens; expected some text.")
             head = min(_common(ids, other) for other in self._one_letter(messages, extras))
@@ -178,6 +181,7 @@ class Renderer:
             if not self.rendering.rendered:
                 self._warn_of_template([text])
             self._answers[text] = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+            self._check(self._answers[text])
         ids = self._answers[text]
         if self.rendering.rendered and ids and ids[-1] == self.close:
             ids = ids[:-1]  # written with the rest of the template; it comes back where the turn is to be closed
@@ -192,6 +196,7 @@ class Renderer:
                 " prompt as one message, or leave --rendered out and let the template write it."
             )
         ids = list(self._tokenizer(messages[0].content, add_special_tokens=False)["input_ids"])  # pyright: ignore
+        self._check(ids)
         if not ids:
             raise DataError("the prompt has no tokens; expected some text.")
         return Rendered(ids, self.head_of(ids))
@@ -269,7 +274,19 @@ class Renderer:
     def text_ids(self, text: str) -> list[int]:
         """Plain text as ids, begun as the model's texts begin."""
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
-        return ids if self.begin is None else [self.begin, *ids]
+        ids = ids if self.begin is None else [self.begin, *ids]
+        self._check(ids)
+        return ids
+
+    def _check(self, ids: Sequence[int]) -> None:
+        """Raise `DataError` for an id that the model's embedding hasn't got."""
+        beyond = next((i for i in ids if self.embedded is not None and i >= self.embedded), None)
+        if beyond is not None:
+            raise DataError(
+                f"the tokenizer writes {self._tokenizer.convert_ids_to_tokens(beyond)!r} as id {beyond}, and the model's"
+                f" embedding has {self.embedded} rows, 0 to {(self.embedded or 0) - 1}. Call"
+                " model.resize_token_embeddings(len(tokenizer)), or use the tokenizer that the model came with."
+            )
 
     def _specials(self) -> dict[int, str]:
         if self._special is None:

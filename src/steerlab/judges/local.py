@@ -41,7 +41,9 @@ def loaded(name: str, revision: str | None, device: str, kind: str = "AutoModelF
         if shown:
             logging.enable_progress_bar()
     pad = model.config.pad_token_id
-    if tokenizer.pad_token_id is None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:  # added without a row of the embedding
+        pad = pad if pad is not None and pad < rows else None
         tokenizer.pad_token = tokenizer.eos_token if pad is None else tokenizer.convert_ids_to_tokens(pad)
     model.config.pad_token_id = tokenizer.pad_token_id  # a classifier reads at the last token that isn't this one
     tokenizer.padding_side = "left" if kind == "AutoModelForCausalLM" else "right"
