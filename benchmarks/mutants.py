@@ -68,7 +68,7 @@ MUTANTS = (
     Mutant("the server drops a request's positions", "serve/resolve.py", "placed = _moved(steering, term.positions)", "placed = steering", "tests/test_serve.py"),
     Mutant("the server takes steerings of any model", "serve/service.py", "call(lambda: self.engine.accept(entry.steering))", "call(lambda: None)", "tests/test_serve_uploads.py"),
     Mutant("replies to one request share a seed", "serve/completions.py", "seed + k,", "seed,", "tests/test_serve.py"),
-    Mutant("caches are joined padded on the wrong side", "engines/hf_generate.py", "torch.cat([t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :])), t], dim)", "torch.cat([t, t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :]))], dim)", "tests/test_continuous.py"),
+    Mutant("caches are joined padded on the wrong side", "engines/hf_cache.py", "torch.cat([t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :])), t], dim)", "torch.cat([t, t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :]))], dim)", "tests/test_continuous.py"),
     Mutant("a part that goes unsteered is steered", "engines/hf_generate.py", "row.resting = inside(", "row.resting = False and inside(", "tests/test_serve_tools.py"),
     Mutant("a tool that wasn't offered is called", "serve/talk.py", "or name not in offered", "or False", "tests/test_serve_tools.py"),
     Mutant("a removed steering of another server is served", "serve/store.py", "        if stamp is None:\n            if name in self._entries:\n                self._forget(name)", "        if stamp is None:\n            pass", "tests/test_serve_replicas.py"),

@@ -55,10 +55,11 @@ def _planted(_h):
 
 def test_reading_activations_ends_the_pass_where_they_are_read(architecture):
     engine = tiny.engine(architecture)
+    examples = [Example.ask("w1 w2 w3", "w4"), Example.ask("w5", "w6 w7")]
+    engine.capture(examples, [Site(0)], ALL)  # what a model is tried for, it is tried for once
     ran = []
     handles = [b.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, b in enumerate(engine.anatomy.blocks)]
     try:
-        examples = [Example.ask("w1 w2 w3", "w4"), Example.ask("w5", "w6 w7")]
         alone = engine.capture(examples, [Site(0)], ALL)
         assert ran == [0]
         beside = engine.capture(examples, [Site(0), Site(engine.depth - 1)], ALL)
@@ -76,6 +77,7 @@ def test_examples_that_share_a_prompt_run_it_once_and_read_as_each_does_alone(ar
     ]  # fmt: skip
     sites, seen = [Site(0), Site(engine.depth - 1)], []
     shares = engine.shares > 20  # attention windows of a few tokens forbid it
+    engine.capture(examples, sites, ALL)  # what a model is tried for, it is tried for once
     handle = engine.anatomy.blocks[0].register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[:2]))
     try:
         together = engine.capture(examples, sites, ALL)
