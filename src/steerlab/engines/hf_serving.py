@@ -93,10 +93,16 @@ class Prompts:
             raise DataError(f"the prompt has the token {wrong[0]}; expected ids from 0 to {self.vocabulary - 1}.")
         return Rendered(list(ids), min(int(ids[0] == self._renderer.begin), len(ids) - 1))
 
-    def words(self, ids: Sequence[int]) -> str:
-        """Ids as one text, special tokens left out."""
+    def words(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Ids as one text, special tokens left out unless wanted."""
         with self._lock:
-            return self._renderer.text(ids)
+            return self._renderer.text(ids, special=special)
+
+    def spelled(self, text: str, *, begun: bool = True) -> list[int]:
+        """A text as ids, begun as the model's texts begin unless told otherwise."""
+        with self._lock:
+            ids = self._renderer.text_ids(text)
+            return ids if begun or self._renderer.begin is None else ids[1:]
 
     def told(self, ids: Sequence[int]) -> list[str]:
         """Each id as text by itself."""

@@ -16,6 +16,7 @@ from .completions import complete
 from .described import BYTES, described
 from .guard import Guard, as_json, as_problem, read_body
 from .keys import Key
+from .others import others
 from .problems import Problem
 from .schema import ChatRequest, TextRequest
 from .service import Service
@@ -39,6 +40,7 @@ def app_of(service: Service) -> FastAPI:
     _completions(app, service)
     _steerings(app, service)
     _state(app, service)
+    others(app, service, _allowed)
     app.openapi = lambda: described(app)
     return app
 
@@ -115,11 +117,13 @@ def _steerings(app: FastAPI, service: Service) -> None:
 
 
 def _state(app: FastAPI, service: Service) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         well = service.scheduler.alive
         return as_json({"status": "well" if well else "the model's thread has ended"}, 200 if well else 503)
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
     async def ready() -> Response:
         why = service.unready

@@ -35,12 +35,12 @@ async def complete(request: Request, service: Service, kind: type[ChatRequest] |
     return await exchange.stream(request, lambda events: exchange.written(events, usage=usage))
 
 
-async def body_of(request: Request, service: Service, *, typed: bool = True) -> bytes:
-    """The body of a request. Raises `Problem` 503 where the server ends, and 415 for one that isn't JSON where it must say so."""
+async def body_of(request: Request, service: Service) -> bytes:
+    """The body of a request. Raises `Problem` 503 where the server ends, and 415 for one that isn't said to be JSON."""
     if service.draining:
         raise Problem(503, "the server is ending; ask another one.", "ending", after=5)
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if typed and given != "application/json":
+    if given != "application/json":
         raise Problem(415, f"the body is said to be {given[:40]!r}; expected application/json.", "content_type")
     return await read_body(request, service.settings.body, service.settings.patience)
 

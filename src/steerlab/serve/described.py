@@ -9,7 +9,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from .ollama import NDJSON, OllamaChat, OllamaGenerate, OllamaShow
+from .responses import ResponsesRequest
 from .schema import ChatRequest, TextRequest
+from .words import DetokenizeRequest, TokenizeRequest
 
 JSON, BYTES, EVENTS, TEXT = "application/json", "application/octet-stream", "text/event-stream", "text/plain"
 REF = "#/components/schemas/{model}"
@@ -29,7 +32,20 @@ ERROR: dict[str, Any] = {
         }
     },
 }
-BODIES: dict[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/completions": TextRequest}
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": TextRequest,
+    "/v1/responses": ResponsesRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+    "/api/chat": OllamaChat,
+    "/api/generate": OllamaGenerate,
+    "/api/show": OllamaShow,
+}
+STREAMS = {
+    "/v1/chat/completions": EVENTS, "/v1/completions": EVENTS, "/v1/responses": EVENTS,
+    "/api/chat": NDJSON, "/api/generate": NDJSON,
+}  # fmt: skip
 NOT_JSON = {"/metrics": TEXT, "/v1/steerings/{name}/file": BYTES}
 
 
@@ -60,7 +76,7 @@ def _made(app: FastAPI) -> dict[str, Any]:
 
 
 def _answers(path: str, method: str) -> dict[str, Any]:
-    kinds = [NOT_JSON.get(path, JSON), *([EVENTS] if path in BODIES else [])]
+    kinds = [NOT_JSON.get(path, JSON), *([STREAMS[path]] if path in STREAMS else [])]
     fine = {"description": "done", "content": {kind: {} for kind in kinds}}
     error = {"content": {JSON: {"schema": {"$ref": REF.format(model="Error")}}}}
     refused = {"description": "refused, with a sentence that says why", **error}

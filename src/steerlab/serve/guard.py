@@ -24,7 +24,11 @@ from .problems import LEFT, Problem, body
 
 log = logging.getLogger("steerlab.serve")
 LONGEST, HEADERS, MOST = 8 << 10, 32 << 10, 100  # bytes of an address and of headers, and how many of these
-ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/steerings", "/metrics", "/health", "/ready")
+ROUTES = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/v1/steerings", "/tokenize",
+    "/detokenize", "/version", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/version", "/metrics",
+    "/health", "/ready",
+)  # fmt: skip
 
 
 def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -17,15 +17,18 @@ from ..errors import nearest
 from .fields import ELSEWHERE
 from .problems import Problem
 
-M = TypeVar("M", bound="Asked")
+M = TypeVar("M", bound="Strict")
 LONGEST = 256  # characters of a stop string, a steering's name, the ends of a span
 GREATEST_SEED = 2**62
 
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Span = Name | Annotated[list[Name], Field(min_length=2, max_length=2)]  # by name, or its begin and end
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A body, or a part of one: nothing unknown, nothing converted."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
@@ -38,7 +41,7 @@ class _Strict(BaseModel):
         return {k: v for k, v in body.items() if v is not None or (k in known and known[k].is_required())}
 
 
-class Term(_Strict):
+class Term(Strict):
     """One steering of a request: its name or digest, how strongly, and where instead of where it was fitted to act."""
 
     name: Name
@@ -53,24 +56,24 @@ def _written_out(given: object) -> object:
     return [{"name": given}] if isinstance(given, str) else given
 
 
-_WRITTEN = BeforeValidator(_written_out, json_schema_input_type=str | list[str | Term])
+WRITTEN = BeforeValidator(_written_out, json_schema_input_type=str | list[str | Term])
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """How a stream ends."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A part of a message; only text is read."""
 
     type: Literal["text"]
     text: str
 
 
-class Function(_Strict):
+class Function(Strict):
     """A tool: its name, what it is for, and a JSON schema of its arguments, to which calls are held where it is `strict`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -79,21 +82,22 @@ class Function(_Strict):
     strict: bool | None = None
 
 
-class Tool(_Strict):
+class Tool(Strict):
     """Something that the model may ask for."""
 
     type: Literal["function"]
     function: Function
 
 
-class Called(_Strict):
+class Called(Strict):
     """Which tool was called, with its arguments as JSON."""
 
     name: Name
     arguments: str
+    parsed_arguments: Any = None  # as the openai client dumps it; left
 
 
-class ToolCall(_Strict):
+class ToolCall(Strict):
     """A call that the assistant made in an earlier turn."""
 
     id: Name
@@ -102,20 +106,20 @@ class ToolCall(_Strict):
     index: int | None = None  # as streams have it
 
 
-class Named(_Strict):
+class Named(Strict):
     """A tool by its name."""
 
     name: Name
 
 
-class NamedChoice(_Strict):
+class NamedChoice(Strict):
     """The tool that must be called."""
 
     type: Literal["function"] = "function"
     function: Named
 
 
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """A JSON schema that a reply must have."""
 
     name: Name | None = None
@@ -124,7 +128,7 @@ class JsonSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """The form of a reply: free text, some JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -138,7 +142,7 @@ class ResponseFormat(_Strict):
         return self
 
 
-class Structured(_Strict):
+class Structured(Strict):
     """The form of a reply as vLLM's server takes it: one of these."""
 
     json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
@@ -153,7 +157,7 @@ class Structured(_Strict):
         return self
 
 
-def _text_alone(given: object) -> object:
+def text_alone(given: object) -> object:
     """Say in one sentence that images and sounds aren't read."""
     parts = cast("list[object]", given) if isinstance(given, list) else []
     kinds = [cast("dict[str, object]", part).get("type") for part in parts if isinstance(part, dict)]
@@ -168,10 +172,10 @@ def _text_alone(given: object) -> object:
 
 
 NOT_TEXT = ("image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file")
-Content = Annotated[str | Annotated[list[TextPart], Field(min_length=1, max_length=256)], BeforeValidator(_text_alone)]
+Content = Annotated[str | Annotated[list[TextPart], Field(min_length=1, max_length=256)], BeforeValidator(text_alone)]
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     """One turn; what an answer held may be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -181,6 +185,7 @@ class ChatMessage(_Strict):
     tool_call_id: Name | None = None
     reasoning_content: str | None = None
     refusal: None = None
+    parsed: Any = None  # as the openai client dumps it; left
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @model_validator(mode="after")
@@ -200,22 +205,20 @@ class ChatMessage(_Strict):
         return given if isinstance(given, str) else "".join(part.text for part in given)
 
 
-class TemplateArguments(_Strict):
+class TemplateArguments(Strict):
     """What a chat template may be told: whether to think."""
 
     enable_thinking: bool | None = None
 
 
-class Asked(_Strict):
+class Asked(Strict):
     """What both kinds of completions share."""
 
     model: Annotated[str, Field(min_length=1, max_length=2048)]
-    steering: Annotated[list[Term], Field(max_length=256), _WRITTEN] | None = None
+    steering: Annotated[list[Term], Field(max_length=256), WRITTEN] | None = None
     strict: bool | None = None
     readouts: Annotated[list[Name], Field(max_length=64)] = []
-    unsteered: Annotated[
-        list[Name | Annotated[list[Name], Field(min_length=2, max_length=2)]], Field(max_length=8)
-    ] = []
+    unsteered: Annotated[list[Span], Field(max_length=8)] = []
     n: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[list[Name], Field(max_length=64)] | Name | None = None
     seed: Annotated[int, Field(ge=-GREATEST_SEED, le=GREATEST_SEED)] | None = None
@@ -330,7 +333,7 @@ def parsed(kind: type[M], body: bytes) -> M:
         raise _told(kind, first["type"], where or first["loc"], first["msg"]) from None
 
 
-def _told(kind: type[Asked], what: str, where: tuple[int | str, ...], words: str) -> Problem:
+def _told(kind: type[Strict], what: str, where: tuple[int | str, ...], words: str) -> Problem:
     field = ".".join(str(at) for at in where)[:80]
     top = str(where[0]) if where else ""
     if what == "json_invalid":
