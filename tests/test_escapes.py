@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import traceback
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -122,6 +123,13 @@ def test_errors_that_quote_a_file_or_its_name_escape(evil, tmp_path, capsys):
         told = capsys.readouterr()
         clean(told.out + told.err)
         assert told.out + told.err
+
+
+def test_errors_escape_wherever_they_are_printed(evil):
+    with pytest.raises(sl.SteerlabError) as found:
+        sl.Steering.load(evil.with_name("no\x1b[2J.safetensors"))
+    clean("".join(traceback.format_exception_only(found.value)))
+    assert "\\x1b[2J" in str(found.value)
 
 
 def test_warnings_escape(capsys):

@@ -19,7 +19,7 @@ import time
 import httpx
 import pytest
 
-from dripping import Dripping
+from dripping import HEAD, Dripping
 from hostile import ADMIN, USE
 from serving import Listening, process, shift
 from steerlab.serve.guard import JsonLines
@@ -155,6 +155,24 @@ def test_clients_that_drip_hold_no_connections_and_others_are_answered(engine, t
                 print(
                     f"  {name}: {len(took)}, all 200, median {statistics.median(took):.3f} s, longest {max(took):.3f} s"
                 )
+
+
+@pytest.mark.parametrize("what", ["a probe", "no keys", "half a header"])
+def test_others_are_answered_whatever_it_is_that_drips(engine, tmp_path, caplog, what):
+    heads = {
+        "a probe": HEAD.replace(b"POST /v1/chat/completions", b"GET /health"),
+        "half a header": b"GET /health HTTP/1.1\r\nx: ",
+    }
+    keys = Keys() if what == "no keys" else keyed(tmp_path)
+    caplog.set_level(logging.INFO, "steerlab.serve")
+    with Listening(engine, tmp_path / "store", keys, patience=1.0, connections=32, peer=16) as server:
+        head = heads.get(what, HEAD)
+        with Asking(server.address) as others, Dripping(pair(server.address), 40, 0.3, 4.0, head=head) as drip:
+            time.sleep(4.0)
+        assert others.wrong == []
+        assert len(others.took) >= 5 and len(others.probes) >= 5
+        assert drip.opened == 120 and drip.held[-1][1] == 0
+        until(lambda: len(server._server._door) == 0, 20.0)
 
 
 def silent(address: str, data: bytes = b"") -> socket.socket:

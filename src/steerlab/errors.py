@@ -20,9 +20,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from .escapes import visible
+
 
 class SteerlabError(Exception):
-    """Any error that steerlab raises on purpose; its text is written for the person at the keyboard."""
+    """Any error that steerlab raises on purpose; its text is written for the person at the keyboard.
+
+    What it quotes of files and names is shown, and never done: control characters are written out.
+    """
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class DataError(SteerlabError, ValueError):
