@@ -123,6 +123,10 @@ test-hostile: setup  ## 520 hostile requests, 2,000 dripping clients, 5,000 muta
 	@STEERLAB_HOSTILE=500 STEERLAB_DRIP=$(or $(DRIP),2000) STEERLAB_HEADERS=$(or $(HEADERS),5000) STEERLAB_SCHEMATHESIS=$(abspath $(VENV)-hostile)/bin/schemathesis OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -s tests/test_serve_hostile.py tests/test_hostile.py tests/test_serve_attack.py tests/test_serve_headers.py
 
+test-clients: setup  ## openai, LangChain, LiteLLM and ollama, in an environment of their own, against a served model (minutes)
+	@tools/clients $(VENV)-clients
+	@STEERLAB_CLIENTS=$(abspath $(VENV)-clients)/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_clients.py
+
 bench-serving: setup  ## what hooks cost, the published steering call against ours, first tokens of mixed streams (minutes)
 	@$(BIN)/python benchmarks/bench_serving.py
 

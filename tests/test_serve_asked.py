@@ -14,6 +14,7 @@ from steerlab.contrast import Message
 from steerlab.engines.base import Sampling
 from steerlab.engines.render import Extras
 from steerlab.serve.fields import LLAMA_CPP, OPENAI, VLLM, rows, table
+from steerlab.serve.forms import _closed
 from test_serve_tools import LLAMA, OPENS, QWEN, QWEN3
 from test_serve_tools import engine as scripted
 
@@ -135,6 +136,26 @@ def test_a_reply_has_the_form_of_a_schema(server, body):
         made = json.loads(said["message"]["content"])
         assert set(made) == {"n", "kind"} and 0 <= made["n"] <= 99 and made["kind"] in ("a", "bb")
         assert said["finish_reason"] == "stop"
+
+
+def test_objects_have_the_properties_that_their_schema_names(server):
+    """Left free, a model writes others without end; where the schema speaks of others, or joins parts, it is as it is."""
+    loose = {k: v for k, v in SCHEMA.items() if k != "additionalProperties"}
+    nested = {
+        "type": "object", "required": ["all"], "$defs": {"one": loose},
+        "properties": {"all": {"type": "array", "items": {"$ref": "#/$defs/one"}, "minItems": 1, "maxItems": 2}},
+    }  # fmt: skip
+    for seed in range(4):
+        how = {"max_tokens": 300, "seed": seed}
+        one = json.loads(choice(server, structured_outputs={"json": loose}, **how)["message"]["content"])
+        many = json.loads(choice(server, structured_outputs={"json": nested}, **how)["message"]["content"])
+        assert all(set(made) == {"n", "kind"} for made in (one, *many["all"]))
+    assert json.loads(_closed({**loose, "additionalProperties": True}))["additionalProperties"] is True
+    joined = {"allOf": [loose, {"properties": {"more": {"type": "string"}}}]}
+    assert json.loads(_closed(joined)) == joined
+    assert json.loads(_closed({"properties": {"properties": {"type": "string"}}}))["properties"] == {
+        "properties": {"type": "string"}
+    }
 
 
 def test_other_forms(server):
@@ -290,6 +311,7 @@ def test_the_tables_fields_are_those_of_the_openai_client():
 
 
 def test_the_docs_have_the_table():
-    """Written by `python -c "from steerlab.serve.fields import table; print(table())"`."""
+    """Written by `python -c "from steerlab.serve.forms import _closed
+    from steerlab.serve.fields import table; print(table())"`."""
     docs = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
     assert docs.split("<!-- fields -->\n")[1].split("<!-- /fields -->")[0] == table()

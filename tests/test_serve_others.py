@@ -271,3 +271,11 @@ def test_what_ollamas_clients_ask_first(server):
 def test_what_ollamas_chat_cant_be_is_told_as_ollama_does(server, body, status, words):
     told = server.post("/api/chat", **{"messages": ASK, **body})
     assert told.status_code == status and words in told.json()["error"], told.text
+
+
+def test_a_body_without_a_type_is_taken_by_ollamas_routes_unless_a_page_sends_it(server):
+    body = json.dumps({"model": "base", "messages": ASK, "stream": False, "options": {"num_predict": 2}})
+    ask = lambda path, **headers: server.ask("POST", path, content=body, headers=headers).status_code  # noqa: E731
+    assert ask("/api/chat") == ask("/api/chat", **{"content-type": "application/x-www-form-urlencoded"}) == 200
+    assert ask("/api/chat", origin="https://example.org") == ask("/api/chat", **{"sec-fetch-site": "cross-site"}) == 415
+    assert ask("/api/chat", **{"content-type": "text/plain"}) == ask("/v1/chat/completions") == 415

@@ -22,6 +22,7 @@ from .schema import ChatRequest, TextRequest, parsed
 from .service import Service
 
 EVENTS = "text/event-stream"
+UNTYPED = ("", "application/x-www-form-urlencoded")  # what programs and curl say that don't think of it
 Writer = Callable[[AsyncIterator[tuple[int, Event]]], AsyncIterator[str]]
 
 
@@ -35,14 +36,20 @@ async def complete(request: Request, service: Service, kind: type[ChatRequest] |
     return await exchange.stream(request, lambda events: exchange.written(events, usage=usage))
 
 
-async def body_of(request: Request, service: Service) -> bytes:
-    """The body of a request. Raises `Problem` 503 where the server ends, and 415 for one that isn't said to be JSON."""
+async def body_of(request: Request, service: Service, *, untyped: bool = False) -> bytes:
+    """The body of a request. Raises `Problem` 503 where the server ends, and 415 for one that isn't said to be JSON
+    (with `untyped`, one of which nothing is said will do, unless a page sends it)."""
     if service.draining:
         raise Problem(503, "the server is ending; ask another one.", "ending", after=5)
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != "application/json":
+    if given != "application/json" and not (untyped and given in UNTYPED and not _from_a_page(request)):
         raise Problem(415, f"the body is said to be {given[:40]!r}; expected application/json.", "content_type")
     return await read_body(request, service.settings.body, service.settings.patience)
+
+
+def _from_a_page(request: Request) -> bool:
+    """Whether a browser says that a page sends this; pages of other origins may send what has no type without asking first."""
+    return "origin" in request.headers or "sec-fetch-site" in request.headers
 
 
 async def begin(request: Request, service: Service, asked: ChatRequest | TextRequest) -> Exchange:

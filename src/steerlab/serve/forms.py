@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..engines.grammar import OBJECT, SPACES, Grammar
 from ..errors import nearest
@@ -84,12 +84,12 @@ def _answer(asked: ChatRequest) -> Grammar | None:
     if form is None or form.type == "text":
         return None
     schema = form.json_schema.body if form.json_schema is not None else form.body
-    return Grammar("json", OBJECT if schema is None else json.dumps(schema))
+    return Grammar("json", OBJECT if schema is None else _closed(schema))
 
 
 def _structured(given: Structured) -> Grammar:
     if given.json_ is not None:
-        return Grammar("json", given.json_ if isinstance(given.json_, str) else json.dumps(given.json_))
+        return Grammar("json", given.json_ if isinstance(given.json_, str) else _closed(given.json_))
     if given.regex is not None:
         return Grammar("regex", given.regex)
     if given.choice is not None:
@@ -110,7 +110,10 @@ def _calls(
     for n, function in enumerate(functions):
         schema = function.parameters if (held or function.strict) and function.parameters else {}
         opens = json.dumps(json.dumps({"name": function.name})[:-1] + f', "{argued}": ')
-        lines += [f'call_{n}: {opens} args_{n} "}}"', f"args_{n}: %json {_spaced({'type': 'object', **schema})}"]
+        lines += [
+            f'call_{n}: {opens} args_{n} "}}"',
+            f"args_{n}: %json {_spaced(json.loads(_closed({'type': 'object', **schema})))}",
+        ]
     return lines
 
 
@@ -126,6 +129,42 @@ def _free(form: Tagged | Bare, marks: frozenset[str]) -> list[str]:
 
 def _mark(mark: str, marks: frozenset[str]) -> str:
     return mark if mark in marks else json.dumps(mark)
+
+
+def _closed(schema: dict[str, Any]) -> str:
+    """A schema whose objects have the properties that it names and no others, where it doesn't speak of others.
+
+    What it allows is allowed by the schema, too; small models left free would write other properties without end. With `allOf`
+    it stays as it is: each of its parts may name what others don't.
+    """
+    written = json.dumps(schema)
+    return written if '"allOf"' in written else json.dumps(_shut(schema))
+
+
+def _shut(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = dict(cast("dict[str, Any]", schema))
+    for key, value in made.items():
+        if key in ("properties", "$defs", "definitions", "patternProperties") and isinstance(value, dict):
+            made[key] = {name: _shut(one) for name, one in cast("dict[str, Any]", value).items()}
+        elif key in ("items", "additionalProperties"):
+            made[key] = _shut(value)
+        elif key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
+            made[key] = [_shut(one) for one in cast("list[Any]", value)]
+    open_ends = (
+        "additionalProperties",
+        "unevaluatedProperties",
+        "patternProperties",
+        "anyOf",
+        "oneOf",
+        "$ref",
+        "if",
+        "not",
+    )
+    if "properties" in made and not any(key in made for key in open_ends):
+        made["additionalProperties"] = False
+    return made
 
 
 def _spaced(schema: dict[str, Any]) -> str:

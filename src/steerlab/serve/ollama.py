@@ -140,7 +140,7 @@ class OllamaShow(Strict):
 
 async def chat(request: Request, service: Service, kind: type[OllamaChat] | type[OllamaGenerate]) -> Response:
     """The answer to /api/chat or /api/generate. Raises `Problem`."""
-    asked = parsed(kind, await body_of(request, service))
+    asked = parsed(kind, await body_of(request, service, untyped=True))
     answer = _Answer(asked, await begin(request, service, _as_chat(asked, service)))
     if not asked.stream:
         return as_json(answer.whole((await answer.exchange.whole(request))[0]))
@@ -157,7 +157,7 @@ async def tags(service: Service) -> Response:
 
 async def show(request: Request, service: Service) -> Response:
     """What the model is. Raises `Problem` 404."""
-    asked = parsed(OllamaShow, await body_of(request, service))
+    asked = parsed(OllamaShow, await body_of(request, service, untyped=True))
     service.known(_bare(asked.model))
     can = {"completion": True, "tools": service.form.calls is not None, "thinking": service.form.switch}
     return as_json({
