@@ -49,6 +49,9 @@ bench-vllm: setup  ## tokens a second in compiled vLLM: nobody steered, and 1 to
 	@tools/vllm $(VENV)-vllm
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(abspath $(VENV)-vllm)/bin/python benchmarks/bench_vllm.py
 
+test-architectures: setup  ## every causal model type of transformers, tiny: steered or refused, alone = in company (minutes; resumable)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/architectures.py
+
 mutants: setup  ## break things on purpose and see that the laws catch each
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 

@@ -24,6 +24,7 @@ KINDS = {  # type: whether rows of unlike length decode in one batch, and whethe
     "gemma4_text": (True, True),  # layers that share others' keys and values
     "minimax": (True, False),  # a cache of its own
     "rwkv": (False, False),  # states that no mask protects from padding
+    "roberta": (True, True),  # places that are counted from another number
     "bart": (False, False),  # places that are counted with padding
 }
 

@@ -135,7 +135,7 @@ class HFEngine(Trainable):
         """Tokens that fit: the model's trained context."""
         config = text_config(self.model)
         given = getattr(config, "max_position_embeddings", None) or getattr(self.tokenizer, "model_max_length", None)
-        return int(given) if given and given < 2**30 else 2**30
+        return int(given) - self.anatomy.first_place if given and given < 2**30 else 2**30
 
     @property
     def identity(self) -> str:

@@ -192,7 +192,7 @@ class Decoder:
         if self._takes & {"attention_mask", "**"}:
             given["attention_mask"] = hf_cache.seen(name, self._attention[:, :seen], ids.shape[1])
         if "position_ids" in self._takes:
-            given["position_ids"] = position.clamp(min=0)
+            given["position_ids"] = self._anatomy.places(position)
         if self._anatomy.last_alone:
             given["logits_to_keep"] = 1
         with torch.no_grad(), self._hooks.attached(), quiet(self._model):

@@ -77,7 +77,7 @@ class Passes:
         if self._takes & {"attention_mask", "**"}:
             given["attention_mask"] = self._attention(batch)
         if "position_ids" in self._takes:
-            given["position_ids"] = batch.position.clamp(min=0)
+            given["position_ids"] = self._anatomy.places(batch.position)
         if not logits and not hidden and self._anatomy.last_alone:
             given["logits_to_keep"] = 1
         shape = batch.ids.shape

@@ -81,6 +81,19 @@ class Anatomy:
         return tuple(b.module for b in self._blocks)
 
     @cached_property
+    def first_place(self) -> int:
+        """The number of a text's first token: 0 for most; the RoBERTa family counts from after its id for padding."""
+        for module in self._model.modules():
+            padding = getattr(module, "padding_idx", None)
+            if hasattr(module, "create_position_ids_from_input_ids") and isinstance(padding, int):
+                return padding + 1
+        return 0
+
+    def places(self, position: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+        """What the model calls these places of a text, counted from 0; where there is padding (−1), the first."""
+        return position.clamp(min=0) + self.first_place
+
+    @cached_property
     def last_alone(self) -> bool:
         """Whether the head may be asked for the last token's scores (`logits_to_keep`) with all blocks running on all tokens.
 
@@ -203,10 +216,9 @@ class Anatomy:
         except torch.OutOfMemoryError:
             raise
         except Exception as problem:  # whatever a model's own code raises
-            why = (str(problem).strip().splitlines() or ["no word"])[0][:200]
             raise UnsupportedError(
                 f"{type(self._model).__name__} can't be steered: a forward pass of two tokens, model(input_ids=…), ends in"
-                f" {type(problem).__name__}: {why} Expected a causal language model that needs token ids alone."
+                f" {type(problem).__name__}: {_line(problem)} Expected a causal language model that needs token ids alone."
             ) from problem
 
     def _find_blocks(self, calls: list[Call]) -> list[Call]:
@@ -283,6 +295,14 @@ class Anatomy:
         else:
             block.absent[norm] = f"its {part} module reads the stream itself, with no norm before it"
 
+    def _layout(self, attention: nn.Module, modules: list[nn.Module], widths: tuple[int, ...]) -> Layout | str:
+        try:
+            return find_layout(attention, modules, widths, lambda: run(self._model, 1, self.vocabulary))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as problem:  # noqa: BLE001  # whatever a model's own code raises
+            return f"its attention could not be watched on one token ({type(problem).__name__}: {_line(problem)})"
+
     def _find_neurons(self, block: _Block, mlp: Call, calls: list[Call]) -> None:
         inner = projections(mlp, calls)
         last = max(inner, key=lambda c: c.end, default=None)
@@ -309,10 +329,7 @@ class Anatomy:
             widths = tuple(cast("Tensor", c.gave).shape[-1] for c in given)
             key = (type(attention.module), widths, width)
             if key not in layouts:
-                modules = [c.module for c in given]
-                layouts[key] = find_layout(
-                    attention.module, modules, widths, lambda: run(self._model, 1, self.vocabulary)
-                )
+                layouts[key] = self._layout(attention.module, [c.module for c in given], widths)
             layout = layouts[key]
         if isinstance(layout, str) or out is None:
             block.absent.update(dict.fromkeys(("heads", "q", "k", "v"), str(layout)))
@@ -328,6 +345,10 @@ class Anatomy:
             block.points[part] = Point(given[which].module, "output", columns, size)
         for part in {"q", "k", "v"} - set(layout.roles):
             block.absent[part] = "its projection could not be told apart from the others"
+
+
+def _line(problem: BaseException) -> str:
+    return (str(problem).strip().splitlines() or ["no word"])[0][:200]
 
 
 def _brief(shapes: set[tuple[int, ...] | None]) -> str:

@@ -152,12 +152,13 @@ class Trial:
         return [self._whole([row])[0] for row in self._rows]
 
     def _given(self, ids: Tensor, position: Tensor | None = None) -> dict[str, Any]:
-        position = torch.arange(ids.shape[1]).expand_as(ids) if position is None else position
+        """What the forward is told; places only where some are padding: by itself a model counts as it was made to."""
+        real = torch.ones_like(ids) if position is None else (position >= 0).long()
         given: dict[str, Any] = {"input_ids": ids}
         if self._takes & {"attention_mask", "**"}:
-            given["attention_mask"] = (position >= 0).long()
-        if "position_ids" in self._takes:
-            given["position_ids"] = position.clamp(min=0)
+            given["attention_mask"] = real
+        if position is not None and "position_ids" in self._takes:
+            given["position_ids"] = self._anatomy.places(position)
         return {name: t.to(self._model.device) for name, t in given.items()}
 
     def _whole(self, rows: Sequence[Sequence[int]], position: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from ..contrast import Example, Message
 from ..edits import Clamp, Shift
-from ..engines.base import Reply, Sampling
+from ..engines.base import Batch, Reply, Sampling
 from ..engines.hf_rows import padded
 from ..positions import GENERATED, NOT_TEMPLATE
 from ..sites import Site
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..engines.hf import HFEngine
 
 LENGTHS = (3, 17, 1, 9)  # words of the prompts: below a convolution's kernel, and above a window of 8
-LIMITS = (9, 3, 14, 6)  # tokens of the replies
+LIMITS = (9, 3, 11, 6)  # tokens of the replies
 
 
 def prompts(seed: int = 5) -> list[str]:
@@ -64,32 +64,37 @@ def reading(engine: HFEngine) -> float:
     return float((together - alone).abs().max() / alone.abs().max())
 
 
-def decoding(engine: HFEngine) -> float:
+SAMPLING = Sampling(max_new_tokens=max(LIMITS), temperature=0.7)
+
+
+def said_alone(engine: HFEngine) -> list[Reply]:
+    """Each prompt's reply under its own steering, alone, drawn from its place as the seed: what the checks below compare with."""
+    each = enumerate(zip(prompts(), steerings(engine), strict=True))
+    return [engine.generate([t], s, dataclasses.replace(SAMPLING, seed=(n,)))[0] for n, (t, s) in each]
+
+
+def decoding(engine: HFEngine, alone: Sequence[Reply]) -> float:
     """Replies in one batch, which rows leave when they end, against each alone."""
-    each, sampling = steerings(engine), Sampling(max_new_tokens=max(LIMITS), seed=(1, 2, 3, 4), temperature=0.7)
-    together = engine.generate(prompts(), each, sampling)
-    one = [dataclasses.replace(sampling, seed=(n + 1,)) for n in range(len(each))]
-    alone = [engine.generate([t], s, one[n])[0] for n, (t, s) in enumerate(zip(prompts(), each, strict=True))]
+    together = engine.generate(prompts(), steerings(engine), SAMPLING)
     return max(_apart(a, b) for a, b in zip(together, alone, strict=True))
 
 
-def caching(engine: HFEngine) -> float:
+def caching(engine: HFEngine, alone: Sequence[Reply]) -> float:
     """Replies decoded step by step against one pass over prompt and reply, without a cache."""
     off = 0.0
-    for text, steering in zip(prompts(), steerings(engine), strict=True):
-        made = engine.generate([text], steering, Sampling(max_new_tokens=8))[0]
+    for text, steering, made in zip(prompts(), steerings(engine), alone, strict=True):
         asked = engine.renderer.prompt(Example.ask(text).messages)
         whole = [*asked.ids, *made.ids]
         batch = padded([whole], [len(asked.ids)], [asked.head], pad=engine.pad, padding="right").to(engine.device)
         with torch.no_grad(), engine.steer_batch(batch, [steering]):
-            scores = engine.model(input_ids=batch.ids, **_told(engine)).logits[0].float()
+            scores = engine.model(input_ids=batch.ids, **_told(engine, batch)).logits[0].float()
         answer = torch.tensor(made.ids, dtype=torch.long)
         found = scores[len(asked.ids) - 1 : -1].log_softmax(dim=-1).cpu()
         off = max(off, _off(found.gather(1, answer[:, None])[:, 0].tolist(), list(made.logprobs[: len(answer)])))
     return off
 
 
-def serving(engine: HFEngine, folder: Path) -> float:
+def serving(engine: HFEngine, alone: Sequence[Reply], folder: Path) -> float:
     """Replies of different `max_tokens`, asked of the server's own scheduler at once and one after the other, against alone."""
     from ..engines.hf_serving import Ask, Prompts
     from ..serve.metrics import Metrics
@@ -99,16 +104,15 @@ def serving(engine: HFEngine, folder: Path) -> float:
     scheduler, asked = Scheduler(engine, Settings(store=folder), Metrics()), Prompts(engine)
     scheduler.start()
     try:
-        made: list[tuple[str, Steering | None, Sampling, Any]] = []
+        made: list[queue.SimpleQueue[Any]] = []
         for n, (text, steering) in enumerate(zip(prompts(), steerings(engine), strict=True)):
-            sampling, told = Sampling(LIMITS[n], seed=n), queue.SimpleQueue[Any]()
-            prompt = asked.chat([Message("user", text)])
-            ask = Ask(prompt, steering, sampling)
+            sampling = dataclasses.replace(SAMPLING, max_new_tokens=LIMITS[n], seed=n)
+            ask = Ask(asked.chat([Message("user", text)]), steering, sampling)
             scheduler.check(ask)
-            scheduler.submit([Job(ask, told.put)])
-            made.append((text, steering, sampling, told))
+            made.append(queue.SimpleQueue[Any]())
+            scheduler.submit([Job(ask, made[-1].put)])
         replies: list[Reply] = []
-        for *_, told in made:
+        for told in made:
             event = told.get(timeout=60)
             while not isinstance(event, (Done, Failed)):
                 event = told.get(timeout=60)
@@ -117,8 +121,7 @@ def serving(engine: HFEngine, folder: Path) -> float:
             replies.append(event.reply)
     finally:
         scheduler.stop()  # the model is its thread's until then
-    alone = [engine.generate([text], steering, sampling)[0] for text, steering, sampling, _ in made]
-    return max(_apart(a, b) for a, b in zip(replies, alone, strict=True))
+    return max(_apart(a, _cut(b, LIMITS[n])) for n, (a, b) in enumerate(zip(replies, alone, strict=True)))
 
 
 def all_of(make: Callable[..., HFEngine], folder: Path) -> dict[str, float]:
@@ -127,15 +130,26 @@ def all_of(make: Callable[..., HFEngine], folder: Path) -> dict[str, float]:
     found = {"scored, padded right": scoring(engine), "scored, padded left": scoring(make(padding="left"))}
     found |= {"captured": reading(engine), "captured, padded left": reading(make(padding="left"))}
     if engine.trial.refusal is None:
-        found |= {"decoded": decoding(engine), "decoded, read in pieces": decoding(make(chunk=3))}
-        found |= {"cached": caching(engine), "served": serving(engine, folder)}
+        alone = said_alone(engine)
+        found |= {"decoded": decoding(engine, alone), "decoded, read in pieces": decoding(make(chunk=3), alone)}
+        found |= {"cached": caching(engine, alone), "served": serving(engine, alone, folder)}
     return found
 
 
-def _told(engine: HFEngine) -> dict[str, Any]:
+def _told(engine: HFEngine, batch: Batch) -> dict[str, Any]:
+    """Places, since a reply may hold the very id that some models take for padding; and that nothing is kept."""
     from ..engines.hf_cache import takes, uncached
 
-    return uncached(takes(engine.model))
+    names = takes(engine.model)
+    places = {"position_ids": engine.anatomy.places(batch.position)} if "position_ids" in names else {}
+    return {**places, **uncached(names)}
+
+
+def _cut(reply: Reply, limit: int) -> Reply:
+    """The reply as it is with at most so many tokens."""
+    if len(reply.logprobs) <= limit:  # an end token has one, too
+        return reply
+    return dataclasses.replace(reply, ids=reply.ids[:limit], finish="length", logprobs=reply.logprobs[:limit])
 
 
 def _apart(a: Reply, b: Reply) -> float:

@@ -84,6 +84,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "llama4_text": {"attn_scale": 0.1, "attention_chunk_size": 8},
     "llama4": {"text": {"attn_scale": 0.1, "attention_chunk_size": 8}},
+    "qwen4_exp_text": {"compress_ratio": 4, "token_budget": 16},
     "ministral": {"head_dim": 8},
     "zaya": {"num_experts_per_tok": 1},
     "xlstm": {"head_dim": None},
