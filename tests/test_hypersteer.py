@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import json
 from dataclasses import replace
@@ -260,6 +262,22 @@ def test_a_file_that_does_not_fit_is_refused(trained, tmp_path):
         tampered(sites=["resid"])
     with pytest.raises(ArtefactError, match="NaN"):
         tampered({**tensors, "unit": tensors["unit"] * float("nan")})
+
+
+def test_every_field_of_a_generators_header_is_checked(trained, tmp_path):
+    path = tmp_path / "g.safetensors"
+    trained.save(path)
+    document, tensors = artefact.read(path)
+    for field in (*document, *document["meta"]):
+        for value in ([], 3, {"a": None}):
+            changed = copy.deepcopy(document)
+            (changed if field in document else changed["meta"])[field] = value
+            artefact.write(path, changed, {} if field == "tensors" else tensors)
+            with contextlib.suppress(ArtefactError):  # and nothing else
+                Generator.load(path, toy())
+    artefact.write(path, {**document, "generator": []}, tensors)
+    with pytest.raises(ArtefactError, match="of the kind"):
+        Generator.load(path, toy())
 
 
 def test_bad_input_is_told(trained):

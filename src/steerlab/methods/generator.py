@@ -137,7 +137,7 @@ class Generator:
             raise ArtefactError(f"{path} is a steering, not a generator; use it as it is.")
         if given != FORMAT:
             raise ArtefactError(f"{path} is of format {given!r}; this steerlab reads generators of format {FORMAT}.")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise ArtefactError(f"{path} is a generator of the kind {kind!r}. {nearest(str(kind), KINDS)}")
         try:
             meta = Meta(**document["meta"])
@@ -147,7 +147,7 @@ class Generator:
             positions = Positions.from_json(document["positions"])
         except ArtefactError:
             raise
-        except (SteerlabError, LookupError, TypeError, ValueError, AttributeError) as problem:
+        except (SteerlabError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             raise ArtefactError(f"{path} doesn't hold a valid generator: {problem}") from problem
         if meta.fingerprint is None or not same_model(meta.fingerprint, engine.fingerprint):
             raise ArtefactError(
@@ -158,9 +158,17 @@ class Generator:
             raise ArtefactError(
                 f"{path} was trained under another chat template of {meta.model}; load the model with that."
             )
+        if not sites:
+            raise ArtefactError(f"{path} doesn't hold a valid generator: it has no sites.")
         made = cls(engine, settings, sites, positions, tensors, meta)
-        made._fits(path)
-        if artefact.plain(made._writes()) != {k: document.get(k) for k in made._writes()}:
+        try:
+            made._fits(path)
+            same = artefact.plain(made._writes()) == {k: document.get(k) for k in made._writes()}
+        except ArtefactError:
+            raise
+        except (SteerlabError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+            raise ArtefactError(f"{path} doesn't hold a valid generator: {problem}") from problem
+        if not same:
             raise ArtefactError(f"{path}'s settings and its header disagree; it is not read.")
         return made
 
