@@ -273,3 +273,29 @@ def test_settings_are_read_and_wrong_ones_named(monkeypatch):
     with pytest.raises(sl.ConfigError, match="blocks 0 to 3"):
         Settings(layers=(4,)).size(depth=4, width=8, requests=2)
     assert not [name for name in __import__("sys").modules if name == "vllm" or name.startswith("vllm.")]
+
+
+def test_how_a_reply_is_drawn_is_said_in_vllms_words():
+    from steerlab.engines.base import Sampling
+    from steerlab.vllm.engine import _drawn
+
+    assert _drawn(Sampling()) == {"temperature": 0.0}
+    assert _drawn(Sampling(presence_penalty=0.5, min_p=0.1)) == {"temperature": 0.0, "presence_penalty": 0.5}
+    asked = Sampling(
+        9,
+        0.7,
+        5,
+        0.9,
+        3,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        frequency_penalty=-1.0,
+        logit_bias={7: 2.0},
+        min_new_tokens=4,
+    )
+    assert _drawn(asked) == {
+        "temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 3, "min_p": 0.1, "repetition_penalty": 1.2,
+        "frequency_penalty": -1.0, "logit_bias": {7: 2.0}, "min_tokens": 4,
+    }  # fmt: skip
+    assert asked.ends((1, 2)) == (1, 2) and Sampling(stop_ids=(5,)).ends((1,)) == (1, 5)
+    assert Sampling(stop_ids=(5,), ignore_end=True).ends((1,)) == (5,)

@@ -93,15 +93,17 @@ class Grammars:
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """The beginning of a reply. Raises `DataError` for a grammar that can't be compiled, `ConfigError` without llguidance."""
+        library = _library()
         with self._lock:
-            library = _library()
-            if grammar not in self._compiled:
-                self._compiled[grammar] = self._compile(library, grammar)
-                if len(self._compiled) > KEPT:
-                    self._compiled.popitem(last=False)
+            words, core = self._known(library), self._compiled.get(grammar)
+        if core is None:
+            core = self._compile(library, words, grammar)  # without the lock: others need not wait for a large one
+        with self._lock:
+            self._compiled[grammar] = core
             self._compiled.move_to_end(grammar)
-            core = self._compiled[grammar]
-            return Matcher(core.deep_copy(), self._known(library).vocab_size, grammar.after)
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+            return Matcher(core.deep_copy(), words.vocab_size, grammar.after)
 
     def _known(self, library: Any) -> Any:
         if self._words is None:
@@ -119,8 +121,8 @@ class Grammars:
                 ) from problem
         return self._words
 
-    def _compile(self, library: Any, grammar: Grammar) -> Any:
-        words, kind = self._known(library), library.LLMatcher
+    def _compile(self, library: Any, words: Any, grammar: Grammar) -> Any:
+        kind = library.LLMatcher
         try:
             if grammar.kind == "json":
                 text = kind.grammar_from_json_schema(grammar.text, overrides=SPACES)
