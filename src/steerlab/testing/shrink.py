@@ -66,7 +66,7 @@ LISTS = (
     "no_rope_layers",
 )
 ALSO: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("axk1", "deepseek_v3", "longcat_flash", "youtu", "kimi_linear", "minicpm3", "glm4_moe_lite"), MLA),
+    **dict.fromkeys(("axk1", "deepseek_v3", "longcat_flash", "youtu", "minicpm3", "glm4_moe_lite"), MLA),
     "deepseek_v2": {**MLA, "topk_method": "greedy", "num_experts_per_tok": 2},
     "axk2": MLA,
     "deepseek_v32": MLA,
@@ -84,6 +84,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "llama4_text": {"attn_scale": 0.1, "attention_chunk_size": 8},
     "llama4": {"text": {"attn_scale": 0.1, "attention_chunk_size": 8}},
+    "kimi_linear": {**MLA, "linear_head_dim": 8, "linear_num_heads": 4},
     "qwen4_exp_text": {"compress_ratio": 4, "token_budget": 16},
     "ministral": {"head_dim": 8},
     "zaya": {"num_experts_per_tok": 1},

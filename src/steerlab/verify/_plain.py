@@ -16,6 +16,7 @@ from ..controls import Constant, Decision, Tokens
 from ..deltas import WeightEdit
 from ..edits import Edit
 from ..engines.hf import HFEngine
+from ..engines.hf_cache import takes, uncached
 from ..positions import Positions
 from ..sites import Site
 from ..steering import Intervention, Steering
@@ -32,7 +33,7 @@ def logits(engine: HFEngine, probe: Probe, steering: Steering | None = None) -> 
     handles = [] if steering is None else _hooked(engine, probe, _ahead(engine, probe, steering))
     try:
         with torch.no_grad():
-            found.append(engine.model(input_ids=ids, use_cache=False).logits[0].float().cpu())
+            found.append(engine.model(input_ids=ids, **uncached(takes(engine.model))).logits[0].float().cpu())
     finally:
         for handle in handles:
             handle.remove()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..contrast import Example
 from ..engines.hf import HFEngine
+from ..engines.hf_cache import takes, uncached
 from ..errors import DataError, UnsupportedError
 from ..steering import Steering
 
@@ -156,10 +157,11 @@ def rounding(engine: HFEngine, probes: Sequence[Probe]) -> float:
     rows, width = [p for p in probes for _ in range(2)], max(len(p.ids) for p in probes)
     ids = torch.tensor([[*p.ids, *[p.ids[0]] * (width - len(p.ids))] for p in rows], device=engine.device)
     real = torch.tensor([[1] * len(p.ids) + [0] * (width - len(p.ids)) for p in rows], device=engine.device)
+    nothing_kept = uncached(takes(engine.model))
     with torch.no_grad():
-        together = engine.model(input_ids=ids, attention_mask=real, use_cache=False).logits.float().cpu()
+        together = engine.model(input_ids=ids, attention_mask=real, **nothing_kept).logits.float().cpu()
         alone = [
-            engine.model(input_ids=ids[n : n + 1, : len(p.ids)], use_cache=False).logits[0].float().cpu()
+            engine.model(input_ids=ids[n : n + 1, : len(p.ids)], **nothing_kept).logits[0].float().cpu()
             for n, p in enumerate(rows)
         ]
     return apart([scored(t[: len(p.ids)], p) for t, p in zip(together, rows, strict=True)],
