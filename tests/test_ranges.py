@@ -68,7 +68,7 @@ def test_what_is_no_range_is_told_and_never_trusted(told):
         (
             {"kl": "held", "lost": "held"},
             0.4,
-            "(unresolved: at +0.8 it isn't settled by 400 readings of lost; measure more)",
+            "(strengths up to +0.4 keep it, unresolved: at +0.8 it isn't settled by 400 readings of lost; measure more)",
         ),
         ({}, 0.0, "(no strength that was tried does)"),
     ],

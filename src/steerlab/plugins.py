@@ -1,8 +1,10 @@
 """A name is a file in its folder, or an entry point; there is no list to edit.
 
 The method `cdas` is the one concrete method class that `steerlab/methods/cdas.py` defines. A package of somebody else's
-adds one with an entry point in the group `steerlab.methods` (or `steerlab.readers`, `steerlab.judges`, `steerlab.suites`),
-under the name that users type. A judge or a suite may also be a Python file of the user's own, named by its path.
+adds one with an entry point in the group `steerlab.methods` (or `steerlab.readers`, `steerlab.exports`, `steerlab.verify`,
+`steerlab.judges`, `steerlab.suites`), under the name that users type. A judge or a suite may also be a Python file of the user's
+own, named by its path. Edits and controls have no name to type: they are known once they are imported, which `bring` does for
+entry points of the groups `steerlab.edits` and `steerlab.controls`.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ FOLDERS = {
     "suites": "Suite",
 }
 
+GROUPS = (*FOLDERS, "edits", "controls")  # of entry points
+
 
 @cache
 def names(folder: str = "methods") -> tuple[str, ...]:
@@ -67,7 +71,7 @@ def load(name: str, folder: str = "methods") -> type[Any]:
 @cache
 def bring() -> None:
     """Import every package that has an entry point, so that what it defines is known; one that can't be is passed over."""
-    for folder in FOLDERS:
+    for folder in GROUPS:
         for entry in _entries(folder).values():
             with suppress(Exception):  # whoever asks for it by name is told why it fails
                 entry.load()

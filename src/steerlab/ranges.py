@@ -193,7 +193,8 @@ def _phrase(told: Mapping[str, Any] | None, name: str, side: Side) -> Phrase:
         why = ", ".join(w for w in (kept, far) if w)
         unsettled = _unsettled(told, name, side)
         state = "safe" if most else "unresolved" if far or unsettled else "over"
-        return Phrase(state, f"{name}: nothing useful within the budget ({unsettled or why})")
+        told_of = ", ".join(w for w in (kept if most else "", unsettled) if w) if unsettled else why
+        return Phrase(state, f"{name}: nothing useful within the budget ({told_of})")
     low = "" if side.min_useful is None else f"useful from {side.min_useful:+.3g}"
     safe = f"safe up to {side.max_safe:+.3g}" if most else ""
     return Phrase(

@@ -344,11 +344,16 @@ def _kinds() -> dict[str, type[Edit]]:
 
 
 def _intervention(row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Intervention:
-    if row["edit"].get("kind") not in _kinds():
-        plugins.bring()  # a kind of somebody else's is known once its package is imported
-    edit = artefact.restore(row["edit"], tensors, _kinds())
-    control = artefact.restore(row["control"], tensors, controls.kinds())
+    edit, control = _restored(row["edit"], tensors, _kinds), _restored(row["control"], tensors, controls.kinds)
     return Intervention(Site.parse(row["site"]), edit, Positions.from_json(row["positions"]), control)
+
+
+def _restored(row: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Callable[[], Mapping[str, type]]) -> Any:
+    try:
+        return artefact.restore(row, tensors, kinds())
+    except ArtefactError:
+        plugins.bring()  # a kind of somebody else's, at any depth, is known once its package is imported
+        return artefact.restore(row, tensors, kinds())
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:

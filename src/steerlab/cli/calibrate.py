@@ -34,6 +34,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ..evals.asked import Setting
     from ..evals.calibrate import Calibrated
     from ..evals.guarantee import Budget
@@ -223,15 +225,17 @@ def unresolved_words(r: Mapping[str, Any], scale: float = 1.0) -> str:
     return f"± {scale * (r['half'] or 0):.2g} from {r['n']}; {takes}"
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _verdict(row: dict[str, Any]) -> Text:
+    from rich.text import Text
+
     found = row["verdicts"]
     if not found:
-        return "not asked"
+        return Text("not asked", "dim")
     bad = [n for n, v in found.items() if v == "broken"]
     unsure = [n for n, v in found.items() if v == "open"]
     if bad or unsure:
-        return f"[red]over: {', '.join(bad)}[/]" if bad else f"[yellow]unresolved: {', '.join(unsure)}[/]"
-    return "[green]certified[/]"
+        return Text(f"over: {', '.join(bad)}", "red") if bad else Text(f"unresolved: {', '.join(unsure)}", "yellow")
+    return Text("certified", "green")
 
 
 def _number(value: float | None, scale: float) -> str:

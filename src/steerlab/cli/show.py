@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,7 +140,24 @@ def _what(edit: Edit) -> str:
         return f"Descend: {edit.steps} steps ({edit.rule}, {edit.step:g}) that bring a value network's scores {aim}"
     if isinstance(edit, edits.OneSided):
         return f"OneSided({_what(edit.inner)})"
-    return f"{edit.kind} of width {edit.width}"
+    return (
+        f"{edit.kind} of width {edit.width}: {', '.join(_field(f.name, getattr(edit, f.name)) for f in fields(edit))}"
+    )
+
+
+def _field(name: str, value: Any) -> str:
+    """A field of an edit that this page knows nothing else of."""
+    from torch import Tensor
+
+    from ..edits import Edit
+
+    if isinstance(value, Edit):
+        return f"{name} ({_what(value)})"
+    if not isinstance(value, Tensor):
+        return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+    if value.ndim == 0:
+        return f"{name} {float(value):.3g}"
+    return f"{name} of norm {float(value.float().norm()):.3g}" if value.ndim == 1 else f"{name} {list(value.shape)}"
 
 
 def _how_much(control: Any) -> str:

@@ -6,9 +6,12 @@ Strength has one unit. `edit(h, 0)` is `h`; +1 is the effect as fitted; an edit 
 Arithmetic runs in float32 and is cast back once. An edit that is affine in `h` at a strength says so (`affine`): engines
 that batch many steerings, exports and weight baking work on that normal form alone.
 
-A new kind is a subclass of `Edit` with a field for every tensor, in a file that is imported here; saving, loading and the
-laws find it by itself.
+A new kind is a subclass of `Edit` with a field for every tensor, in a file of this folder or behind an entry point of the group
+`steerlab.edits`; saving, loading, showing, exports by its normal form, and the laws find it by themselves.
 """
+
+import importlib
+import pkgutil
 
 from .base import TWO_SIDED, UNIT, AffineMap, Domain, Edit, Strength, kinds
 from .checks import TOLERANCE
@@ -16,6 +19,9 @@ from .learned import ACTIVATIONS, SLOPES, Adapter, Descend, Rule, Transport
 from .linear import Ablate, Affine, Clamp, Push, Scale, Shift
 from .plane import PointTo, Rotate
 from .wrapped import OneSided
+
+for _file in pkgutil.iter_modules(__path__):  # a file is all that a new kind takes
+    importlib.import_module(f"{__name__}.{_file.name}")
 
 __all__ = [
     "ACTIVATIONS",

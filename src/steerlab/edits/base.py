@@ -160,14 +160,19 @@ class Edit(ABC):
 
 
 def kinds(on: Literal["activations", "weights"] = "activations") -> dict[str, type[Edit]]:
-    """Every kind of edit that exists on activations (or on weights), by the name under which it is saved."""
+    """Every kind of edit that exists on activations (or on weights), by the name under which it is saved.
+
+    A class of somebody else's never takes the name of one that is here.
+    """
     found: dict[str, type[Edit]] = {}
     todo: list[type[Edit]] = [Edit]
     while todo:
         for sub in todo.pop().__subclasses__():
             todo.append(sub)
             if sub.on == on and not getattr(sub, "__abstractmethods__", None):
-                found[sub.__name__] = sub
+                known = found.get(sub.__name__)
+                if known is None or not known.__module__.startswith("steerlab."):
+                    found[sub.__name__] = sub
     return dict(sorted(found.items()))
 
 

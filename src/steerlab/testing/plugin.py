@@ -1,4 +1,5 @@
-"""The pytest plug-in: `--steerlab-methods` and `--steerlab-judges` pick what is held to the contract, `--full` the whole product.
+"""The pytest plug-in: `--steerlab-methods`, `--steerlab-edits` and `--steerlab-judges` pick what is held to the contract, and
+`--full` asks for the whole product.
 
 It loads nothing heavy, since pytest imports it in every project that has steerlab installed.
 """
@@ -16,6 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("steerlab")
     group.addoption("--steerlab-methods", default="", help="hold only these methods (commas between) to the contract")
     group.addoption(
+        "--steerlab-edits", default="", help="hold only these kinds of edit (commas between) to the contract"
+    )
+    group.addoption(
         "--steerlab-judges", default="", help="hold only these judges (names, or .py files) to the contract"
     )
     group.addoption(
@@ -31,6 +35,17 @@ def _pairs(names: list[str], *, full: bool) -> list[tuple[str, str]]:
     if full:
         return [(name, architecture) for name in names for architecture in every]
     return [(name, every[(3 * n + k) % len(every)]) for n, name in enumerate(names) for k in range(3)]
+
+
+def edit_kinds(metafunc: pytest.Metafunc) -> list[str]:
+    """The kinds of edit that are held to the contract, those of installed packages included."""
+    from steerlab import edits, plugins
+
+    plugins.bring()
+    chosen = [n.strip() for n in str(metafunc.config.getoption("--steerlab-edits")).split(",") if n.strip()]
+    if unknown := [name for name in chosen if name not in edits.kinds()]:
+        raise ValueError(f"there is no edit called {', '.join(unknown)}; there are {', '.join(edits.kinds())}.")
+    return chosen or list(edits.kinds())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -52,10 +67,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = [n.strip() for n in str(metafunc.config.getoption("--steerlab-judges")).split(",") if n.strip()]
         metafunc.parametrize("judge_name", chosen or list(plugins.names("judges")))
     if "edit_kind" in metafunc.fixturenames:
-        from steerlab import edits, plugins
-
-        plugins.bring()
-        metafunc.parametrize("edit_kind", list(edits.kinds()))
+        metafunc.parametrize("edit_kind", edit_kinds(metafunc))
     if "weight_kind" in metafunc.fixturenames:
         from steerlab import deltas, edits, plugins
 

@@ -34,6 +34,7 @@ from steerlab.positions import (
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import tiny
+from steerlab.testing.plugin import edit_kinds
 from steerlab.testing.tiny import prompts
 
 TOLERANCE = 1e-5
@@ -46,10 +47,10 @@ GREEDY = Sampling(max_new_tokens=12)
 ABSENT = {("olmo2", "norm_attn"), ("olmo2", "norm_mlp"), ("mixtral", "neurons"), ("qwen3_moe", "neurons")}
 
 
-def cases(full: bool) -> list[tuple[str, str, str, str]]:
+def cases(full: bool, kinds: list[str]) -> list[tuple[str, str, str, str]]:
     """(architecture, part, kind of edit, mask): each architecture with each part, the rest in turn; in full, the product
     of architecture, part and kind with masks in turn, and of architecture, kind and mask at `resid`."""
-    kinds, masks = list(edits.kinds()), list(MASKS)
+    masks = list(MASKS)
     k, m = cycle(kinds), cycle(masks)
     if full:
         places = [(a, p, k, next(m)) for a in tiny.ARCHITECTURES for p in PARTS for k in kinds if (a, p) not in ABSENT]
@@ -62,7 +63,7 @@ def cases(full: bool) -> list[tuple[str, str, str, str]]:
 def pytest_generate_tests(metafunc):
     full = metafunc.config.getoption("--full")
     if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", cases(full), ids="-".join)
+        metafunc.parametrize("case", cases(full, edit_kinds(metafunc)), ids="-".join)
     if "architecture" in metafunc.fixturenames and "method_name" not in metafunc.fixturenames:
         metafunc.parametrize("architecture", list(tiny.ARCHITECTURES))
 
