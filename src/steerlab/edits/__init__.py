@@ -16,7 +16,7 @@ import pkgutil
 from .base import TWO_SIDED, UNIT, AffineMap, Domain, Edit, Strength, kinds
 from .checks import TOLERANCE
 from .learned import ACTIVATIONS, SLOPES, Adapter, Descend, Rule, Transport
-from .linear import Ablate, Affine, Clamp, Push, Scale, Shift
+from .linear import Ablate, Affine, Clamp, OffsetShift, Push, Scale, Shift
 from .plane import PointTo, Rotate
 from .wrapped import OneSided
 
@@ -37,6 +37,7 @@ __all__ = [
     "Descend",
     "Domain",
     "Edit",
+    "OffsetShift",
     "OneSided",
     "PointTo",
     "Push",

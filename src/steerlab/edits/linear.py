@@ -51,6 +51,42 @@ class Shift(Edit):
 
 
 @dataclass(frozen=True, eq=False)
+class OffsetShift(Shift):
+    """h + (s + offset·sign s)·v: a shift that is trained with an offset on its factor, as RePS's is (arXiv 2505.20809, eq. 2).
+
+    At strength 0 nothing is added. An offset of 0 makes it a `Shift`; one of −1 or less would turn strengths near 0 round.
+    """
+
+    offset: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.offset):
+            raise EditError(f"the offset of an OffsetShift is {self.offset}; expected a finite number.")
+
+    def apply(self, h: Tensor, s: Tensor) -> Tensor:
+        return h + self._factor(s) * self.v
+
+    def at(self, s: Tensor) -> Callable[[Tensor], Tensor]:
+        added = self._factor(s) * self.v
+        return lambda h: h + added
+
+    def affine(self, s: Strength = 1.0) -> AffineMap:
+        return AffineMap(None, None, None, self._factor(self.check(s, self.v.device)).squeeze(-1) * self.v)
+
+    def opposite(self) -> OffsetShift:
+        return OffsetShift(-self.v, self.offset)
+
+    def _factor(self, s: Tensor) -> Tensor:
+        """What v is multiplied by at strengths s, in the shape of s."""
+        return s + self.offset * s.sign()
+
+    @classmethod
+    def random(cls, width: int, generator: torch.Generator) -> OffsetShift:
+        return cls(torch.randn(width, generator=generator), float(torch.rand((), generator=generator)))
+
+
+@dataclass(frozen=True, eq=False)
 class Clamp(Edit):
     """Set the coordinates in span(q) to a pole: CDAS, DAS and clamping of a direction.
 

@@ -32,6 +32,7 @@ LOW, HIGH, BEGINS = -14.0, -3.2, -6.0
 class DReFT(ReFT):
     """Set low-rank coordinates to a noisy function of the activation in training, to its mean when served."""
 
+    served_otherwise: ClassVar[str] = "training draws from the distribution that it learns, a steering takes its mean"
     paper: ClassVar[str] = "arXiv 2506.06686"
     positions: str = "f7+l7"
     rank: int = 8

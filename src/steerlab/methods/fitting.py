@@ -73,7 +73,8 @@ class Fit:
         size = self.method.batch_size
         chosen, self._order = self._order[:size], self._order[size:]
         self.taken = len(chosen)
-        self.rows_taken = self.method.batch([self.given.train[i] for i in chosen], self.given.generator)
+        rows = self.method.batch([self.given.train[i] for i in chosen], self.given.generator)
+        self.rows_taken = self.method.disturbed(rows, self.given.generator)
         return self.rows_taken
 
     def learn(self, loss: float, gradients: Mapping[str, Tensor]) -> None:

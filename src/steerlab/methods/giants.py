@@ -48,6 +48,9 @@ class Giants(Trained):
     the prompt before everything else, for positions that begin before the last prompt token.
     """
 
+    served_otherwise: ClassVar[str] = (
+        "the controller decides a strength for each prompt, in a steering by a gate of its own"
+    )
     paper: ClassVar[str] = "arXiv 2505.20309"
     selective: ClassVar[bool] = True
     small: ClassVar[Mapping[str, Any]] = {"alpha": None, "hidden": 32, "step": 0.01, "epochs": 12}

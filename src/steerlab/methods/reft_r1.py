@@ -35,6 +35,9 @@ class ReFTR1(Trained):
     """Add a direction that the concept's answers need, as long as it reads at most."""
 
     paper: ClassVar[str] = "arXiv 2501.17148"
+    served_otherwise: ClassVar[str] = (
+        "training adds the mean of the sequence's k largest latents, a steering the largest one of the training data (AxBench)"
+    )
     small: ClassVar[Mapping[str, Any]] = {"step": 0.05, "epochs": 12}
     k: int = 8
     sparsity: float = 0.005

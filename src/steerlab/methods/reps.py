@@ -3,6 +3,9 @@
 Added at a drawn factor α it has to prefer the concept's answer to the plain one; taken out, the other way round:
 h + (α + b)·v (eq. 2), and h − ReLU(h·v + b)/‖v‖²·v (eq. 3). The loss is SimPO with a scale from the untouched model
 (`vectors.preferred`, eq. 4). Winner and loser of a pair share one factor, as in the paper (its code draws two).
+
+Served is what was trained: strength s stands for the factor α = s·u, u the median factor, so that (s·u + b)·v is added, and
+with α < 0 (s·u − b)·v, as the authors' suppression by addition has it (axbench, `models/interventions.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..edits import Edit, Shift
+from ..edits import Edit, OffsetShift
 from ..engines.base import Batch
 from ..sites import Site
 from .frozen import EditRows
@@ -44,7 +47,8 @@ class RePS(TrainedVector):
         return {**super().initial(given), "b": torch.zeros(len(given.sites), 1)}
 
     def edits(self, free: Free, given: Given) -> Sequence[Edit]:
-        return [Shift((self.unit + b) * v) for v, b in zip(free["v"], free["b"], strict=True)]
+        vectors = zip(free["v"], free["b"], strict=True)
+        return [OffsetShift(self.unit * v, float(b.detach()) / self.unit) for v, b in vectors]
 
     def rows(self, item: Pair, draw: torch.Generator) -> list[Row]:
         strength, concept, plain = self.strength(draw), elicited(item), item[1]
@@ -57,6 +61,7 @@ class RePS(TrainedVector):
         return row.strength, row.tag.startswith(NULL)
 
     def touching(self, rows: Sequence[Row], free: Free, given: Given) -> Mapping[Site, EditRows]:
+        free = self.thinned(rows, free)
         factor = torch.tensor([row.strength * self.unit for row in rows])
         null = torch.tensor([row.tag.startswith(NULL) for row in rows])
 

@@ -2,7 +2,8 @@
 
 L_p and L_n are the mean costs of the answers with and without the concept under the vector: both stay likely, which is
 utility, and a hinge keeps the one with the concept likelier by a margin, which is preference. The hinge is taken for each
-pair (the published code takes it of a batch's means, where one easy pair hides the hard ones: `batch_hinge=True`).
+pair (the published code takes it of a batch's means, where one easy pair hides the hard ones: `batch_hinge=True`). A tenth of
+the vector's numbers are dropped at each step, as published.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Split(TrainedVector):
     utility: float = 0.6
     hinge: float = 4.0
     margin: float = 0.5
+    dropout: float = 0.1
     batch_hinge: bool = False
     step: float = 0.08
     batch_size: int = 4

@@ -61,6 +61,8 @@ class Trained(Method):
     close: bool = True
     seed: int = 0
 
+    served_otherwise: ClassVar[str] = ""  # why a steering's edit isn't what training used at its strengths; "": it is
+
     def __post_init__(self) -> None:
         counts = [n for n in (self.batch_size, self.answer_tokens) if n is not None]
         if min(counts) < 1 or self.epochs < 0 or not self.step > 0:
@@ -89,6 +91,10 @@ class Trained(Method):
     def batch(self, items: Sequence[Any], draw: torch.Generator) -> list[Row]:
         """The sequences of a batch."""
         return [row for item in items for row in self.rows(item, draw)]
+
+    def disturbed(self, rows: list[Row], draw: torch.Generator) -> list[Row]:
+        """The sequences of a training step, with what training alone disturbs (dropout); held-out ones are left as they are."""
+        return rows
 
     @abstractmethod
     def loss(self, step: Step, free: Free) -> Float[Tensor, ""]:

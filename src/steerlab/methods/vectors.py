@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from torch import Tensor
 from ..contrast import Example
 from ..edits import Edit, Shift
 from ..errors import ConfigError
+from ..sites import Site
+from .frozen import EditRows
 from .fused import CrossEntropy
 from .objectives import scaled_preference
 from .said import Said
@@ -27,12 +29,19 @@ Pair = tuple[Example, Example]  # with the concept, without
 
 @dataclass(frozen=True)
 class TrainedVector(Trained):
-    """A vector per site, trained at `factors` times its length, one drawn for each sequence; strength 1 is their median."""
+    """A vector per site, trained at `factors` times its length, one drawn for each sequence; strength 1 is their median.
+
+    `dropout` is the share of the vector's numbers that a training step leaves out, the rest the larger for it; held-out
+    rows and steerings have the whole vector.
+    """
 
     factors: tuple[float, ...] = (1.0,)
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"{type(self).__name__} has the dropout {self.dropout}; expected a share in [0, 1).")
         if not self.factors or min(self.factors) <= 0:
             raise ConfigError(f"{type(self).__name__} has the factors {self.factors}; expected positive numbers.")
 
@@ -47,6 +56,23 @@ class TrainedVector(Trained):
 
     def alike(self, row: Row) -> Hashable | None:
         return row.strength
+
+    def disturbed(self, rows: list[Row], draw: torch.Generator) -> list[Row]:
+        if not self.dropout:
+            return rows
+        seed = 1 + int(torch.randint(2**31, (1,), generator=draw))  # one mask a step; a seed of 0 is no dropout
+        return [row._replace(seed=seed) for row in rows]
+
+    def thinned(self, rows: Sequence[Row], free: Free) -> Free:
+        """The free parameters with the vectors as this step's dropout leaves them."""
+        if not self.dropout or not rows or not rows[0].seed:
+            return free
+        draw = torch.Generator().manual_seed(rows[0].seed)
+        kept = torch.rand(free["v"].shape, generator=draw, dtype=torch.float64) >= self.dropout
+        return {**free, "v": free["v"] * kept.to(free["v"]) / (1 - self.dropout)}
+
+    def touching(self, rows: Sequence[Row], free: Free, given: Given) -> Mapping[Site, EditRows]:
+        return super().touching(rows, self.thinned(rows, free), given)
 
     def initial(self, given: Given) -> Free:
         width = given.engine.width(given.sites[0])

@@ -87,6 +87,33 @@ def test_fast_is_plain_in_loss_and_gradients(method_name, architecture, in_doubl
     assert difference(ours, theirs) <= EXACT
 
 
+def test_what_is_served_is_what_was_trained(method_name, in_double):
+    """At every strength that training draws, a steering's edit does what the training's did; or the method says why not."""
+    made, engine, contrast = small(method_name), planted.engine_in_double(), planted.contrast(4)
+    if made.served_otherwise:
+        pytest.skip(made.served_otherwise)
+    sites, positions = made.placed(engine), Positions.parse(made.positions)
+    if any(site.on_weights for site in sites):
+        pytest.skip("changes of weights act on what a matrix reads: test_deltas holds them")
+    frozen = Frozen(engine, sites, close=made.close, pool=made.pools(sites, positions))
+    given = made.given(engine, contrast, sites, positions, frozen)
+    draw, noise = torch.Generator().manual_seed(3), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        rows = [row for _ in range(8) for row in made.batch(given.train, draw) if row.strength != 0]
+        frozen.prepare(*made.needed(rows))
+        free = made.optimisers(made.initial(given), 1).free
+        free = {k: t if k == "q" else t + 0.3 * torch.randn(t.shape, generator=noise) for k, t in free.items()}
+        touching, served = made.touching(rows, free, given), made.served(free, given)
+        batch = engine.batch([row.example for row in rows])
+        mask = batch.mask(positions)[..., None]
+        for site, edit in zip(sites, served, strict=True):
+            h = torch.randn(*batch.ids.shape, engine.width(site), generator=noise)
+            trained_as = touching[site](h, torch.arange(len(rows)), batch)
+            each = torch.stack([edit(x, row.strength) for x, row in zip(h, rows, strict=True)])
+            torch.testing.assert_close(trained_as, torch.where(mask, each, h), rtol=EXACT, atol=EXACT)
+    assert len({row.strength for row in rows}) > 1 or len(getattr(made, "factors", (1.0,))) == 1
+
+
 def test_rows_that_are_edited_alike_run_their_prompt_once(method_name, architecture, sharing, in_double):
     engine = tiny.engine(architecture, dtype="float64")
     made, contrast = small(method_name), planted.contrast(4)
