@@ -141,3 +141,16 @@ def test_a_word_beyond_the_embedding_is_named():
     ):
         with pytest.raises(DataError, match=wrong):
             call()
+
+
+def test_what_a_model_gives_is_asked_anew_after_its_weights_have_changed():
+    """As when a model is trained between two questions: what it gave before is nothing to compare with."""
+    from copy import deepcopy
+
+    engine = HFEngine(deepcopy(tiny.model("llama")), tiny.tokenizer())
+    assert engine.trial.pads("left")
+    with torch.no_grad():
+        for p in engine.model.parameters():
+            p.mul_(0.5)
+    assert engine.trial.causal and engine.trial.mixed
+    engine.trial.check()

@@ -15,9 +15,9 @@ from steerlab.evals.stats import Estimate
 from steerlab.judges.rule import LexiconJudge
 from steerlab.methods.base import method
 from steerlab.reproduce.claims import UNVERIFIED, claim, receipts, registry, status
-from steerlab.reproduce.full import agrees, block_of, chosen, method_of
+from steerlab.reproduce.full import agrees, block_of, chosen, configured, method_of, reachable
 from steerlab.reproduce.run import locked, run_small, verdict, write
-from steerlab.reproduce.scales import SCALES, per_factor
+from steerlab.reproduce.scales import SCALES, per_factor, strength_of
 from steerlab.reproduce.small import Compared, Size, _told, arm
 from steerlab.testing import planted, tiny
 
@@ -39,11 +39,13 @@ def test_every_claim_names_its_source_and_can_be_built():
         assert c.pattern
         factors = c.config.get("factors", [1.0])
         assert c.config.get("scale", "strength") in SCALES
-        if c.config.get("method") not in ("cdas", "reft_r1"):  # in its poles' distance; already the largest latent long
-            assert ("scale" in c.config) == (len(factors) > 1)
+        if c.config.get("method") not in ("cdas", "reft_r1"):  # in its poles; already the largest latent long
+            assert ("scale" in c.config) == (len(factors) > 1 or "factor" in c.config)
         for setting in c.figures or {None: 0.0}:
             if "method" in c.config:
-                method_of(c.config, block_of(setting))  # a setting that the method lacks would raise
+                method_of(
+                    configured(c.config, setting), block_of(setting)
+                )  # a setting that the method lacks would raise
         for part in c.pattern.get("compare", ()):
             assert {part["a"], part.get("more_than", part.get("less_than"))} <= set(arms)
             assert ("more_than" in part) != ("less_than" in part)
@@ -105,10 +107,10 @@ def test_the_factor_is_chosen_on_one_half_and_told_of_the_other():
     config = {"factors": [1.0, 2.0], "tokens": 4, "temperature": 0.0}
     words = {r.text for r in engine.generate(prompts, steering, sl.Sampling(4))}
     judge = LexiconJudge(tuple(w for t in words for w in t.split()) or ("w1",), enough=1)
-    told = chosen(engine, steering, prompts, judge, config, 0)
+    told = chosen(engine, steering, prompts, judge, config, 0, [1.0, 2.0])
     assert told == [2.0, 2.0]
     with pytest.raises(ConfigError, match="no factor of the claim"):
-        chosen(engine, steering, prompts, judge, {**config, "factors": [3.0]}, 0)
+        chosen(engine, steering, prompts, judge, config, 0, [3.0])
 
 
 def test_a_factor_is_what_the_paper_multiplies():
@@ -148,8 +150,55 @@ def test_factors_reach_the_model_in_their_scale():
             return super().scaled(k)
 
     steering = Steered([sl.Intervention(sl.Site(1), sl.Shift(torch.ones(engine.width(sl.Site(1)))))])
-    chosen(engine, steering, prompts, Watching(), {"factors": [2.0, 5.0], "tokens": 2, "temperature": 0.0}, 0, 0.1)
+    chosen(engine, steering, prompts, Watching(), {"tokens": 2, "temperature": 0.0}, 0, [0.2, 0.5])
     assert asked == pytest.approx([0.2, 0.5])
+
+
+PUBLISHED = {  # learning rate, batch, epochs, and the largest factor: the authors' configs, a file a model
+    ("axbench-cdas", "gemma-2-2b-it layer 10"): (0.04, 8, 18, 14),
+    ("axbench-cdas", "gemma-2-2b-it layer 20"): (0.04, 8, 18, 14),
+    ("axbench-cdas", "gemma-2-9b-it layer 20"): (0.06, 6, 18, 7),
+    ("axbench-cdas", "gemma-2-9b-it layer 31"): (0.06, 6, 18, 7),
+    ("cdas-refusal", "phi-3.5-mini-instruct layer 16"): (0.02, 16, 20, None),
+    ("cdas-refusal", "llama-3.1-8b-instruct layer 12"): (0.08, 16, 50, None),
+    ("cdas-refusal-kl", "llama-3.1-70b-instruct layer 32"): (0.08, 16, 50, None),
+    ("reps-refusal", "phi-3.5-mini-instruct layer 16"): (0.04, 8, 8, -1.6),
+    ("reps-refusal", "llama-3.1-8b-instruct layer 12"): (0.04, 8, 8, -1.3),
+    ("reps-refusal", "llama-3.1-70b-instruct layer 32"): (0.04, 8, 8, -1.4),
+}
+
+
+@pytest.mark.parametrize(("name", "setting"), PUBLISHED)
+def test_locked_settings_are_the_papers_for_each_model(name, setting):
+    rate, batch, epochs, factor = PUBLISHED[name, setting]
+    config = configured(claim(name).config, setting)
+    made = method_of(config, block_of(setting))
+    assert (made.step, made.batch_size, made.epochs) == (rate, batch, epochs)
+    assert made.site == setting.split()[-1]
+    if factor is not None:
+        assert max(config.get("factors", [config.get("factor")])) == factor
+
+
+def test_a_locked_factor_edits_an_activation_as_the_papers_formula_does():
+    """CDAS, eq. 3: h + (m·a − w·h)w; RePS by addition in suppression: h + (α − b)v for α < 0; AxBench: h + f·max_act·u."""
+    engine, data, h = planted.engine(), planted.contrast(), torch.randn(48, generator=torch.Generator().manual_seed(0))
+    cdas = method(
+        "cdas", {"site": "1", "epochs": 1, "rank": 1, "start": "random", "poles": "factors", "source": "last"}
+    )
+    steering = cdas.fit(engine, data)
+    (clamp,) = (i.edit for i in steering.interventions)
+    for m in configured(claim("axbench-cdas").config, "gemma-2-2b-it layer 10")["factors"]:
+        for s in reachable([m], "pole", cdas, steering, engine, data):
+            w, a = clamp.q[0], clamp.positive[0]
+            torch.testing.assert_close(clamp(h, s), h + (m * a - w @ h) * w, rtol=1e-4, atol=1e-4)
+    reps = method("reps", {"site": "1", "epochs": 2})
+    trained = reps.fit(engine, data)
+    (edit,) = (i.edit for i in trained.interventions)
+    v, b = edit.v / reps.unit, edit.offset * reps.unit
+    for setting in claim("reps-refusal").figures:
+        factor = configured(claim("reps-refusal").config, setting)["factor"]
+        s = strength_of(factor, "trained", reps, trained, engine, data)
+        torch.testing.assert_close(edit(h, s), h + (factor - b) * v, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["reps-refusal", "cdas-refusal-kl", "caa-monotone"])

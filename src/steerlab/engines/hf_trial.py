@@ -146,9 +146,9 @@ class Trial:
         second = [4 + (7 * n) % max(vocabulary - 5, 1) for n in range(SHORT + STEPS)]
         return [n % vocabulary for n in first], [n % vocabulary for n in second]
 
-    @cached_property
+    @property
     def _alone(self) -> list[Tensor]:
-        """The scores at every token of each text, in a pass of it alone."""
+        """The scores at every token of each text, in a pass of it alone; never kept, since weights may have changed meanwhile."""
         return [self._whole([row])[0] for row in self._rows]
 
     def _given(self, ids: Tensor, position: Tensor | None = None) -> dict[str, Any]:

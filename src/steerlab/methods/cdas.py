@@ -42,14 +42,22 @@ class CDAS(Interchange):
 
     @classmethod
     def published(
-        cls, *, site: str | None = None, rank: int = 1, step: float = 0.04, epochs: int = 18, seed: int = 42
+        cls,
+        *,
+        site: str | None = None,
+        rank: int = 1,
+        step: float = 0.04,
+        epochs: int = 18,
+        batch_size: int = 8,
+        seed: int = 42,
     ) -> Self:
         """The published recipe: random start, Adam with linear decay and renormalising, all data, the last iterate.
 
-        `step` is the learning rate: .04 for 2B, .06 to .08 for larger models; the paper trains 18 epochs in batches of 8
-        on AxBench.
+        `step` is the learning rate. The defaults are AxBench's on Gemma-2-2B; other models have others, in the authors'
+        `experiments/*/configs` (9B: .06 in batches of 6; refusal on Llama-3.1-8B: .08, batches of 16, 50 epochs; on Phi-3.5-mini:
+        .02, 16, 20), which `reproduce` takes for each model.
         """
         return cls(
             site=site, rank=rank, start="random", optimiser="published", step=step, poles="factors", early=0.0,
-            epochs=epochs, batch_size=8, held_out=0.0, micro_batches=True, close=False, flat=1.0, seed=seed,
+            epochs=epochs, batch_size=batch_size, held_out=0.0, micro_batches=True, close=False, flat=1.0, seed=seed,
         )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 
 from .. import data
 from ..bench.axbench.metrics import best_factor
-from ..contrast import Example
+from ..contrast import Contrast, Example
 from ..engines.base import Sampling, Trainable
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, EditError
 from ..evals.stats import Estimate, bootstrap
 from ..judges.base import Judge
 from ..judges.spec import parse_rule
@@ -25,7 +26,7 @@ from ..steering import Steering
 from ..suites.base import suite
 from ..suites.run import run
 from .claims import Claim
-from .scales import per_factor
+from .scales import strength_of
 
 WHOLE = 2.0  # of the published ratings; judges give degrees
 
@@ -57,10 +58,19 @@ def block_of(setting: str | None) -> str | None:
     return found.group(1) if found else None
 
 
+def configured(config: Mapping[str, Any], setting: str | None) -> dict[str, Any]:
+    """A claim's configuration for a setting: what all have in common, and what `by_model` says for its model or block."""
+    made = {k: v for k, v in config.items() if k != "by_model"}
+    for named, own in dict(config.get("by_model", {})).items():
+        if setting is not None and setting.startswith(str(named)):
+            made |= own
+    return made
+
+
 def method_of(config: Mapping[str, Any], site: str | None) -> Method:
-    """The method of a claim's configuration at a block."""
+    """The method of a configuration (`configured`) at a block."""
     if config.get("published"):
-        return CDAS.published(site=site)
+        return CDAS.published(site=site, **config.get("settings", {}))
     name = str(config["method"])
     settings = dict(config.get("settings", {}))
     if site is not None and "site" in method(name).__dataclass_fields__:
@@ -78,6 +88,7 @@ def _axbench(claim: Claim, setting: str | None, engine: Trainable, given: Given)
                 f"the claim {claim.name!r} needs {name}: AxBench's concept rows (--data), instructions one in each line"
                 " (--prompts), and a judge of three ratings (--judge llm,model=...,what=all)."
             )
+    config = configured(claim.config, setting)
     told = {c.id or c.name: c.name for c in data.concepts(str(given.data))}
     if not told:
         raise DataError(f"{given.data} names no concepts; expected AxBench's rows.")
@@ -85,15 +96,27 @@ def _axbench(claim: Claim, setting: str | None, engine: Trainable, given: Given)
     scores: list[list[list[float | None]]] = []
     for k, name in enumerate(track(list(told)[: given.concepts], f"{claim.name}: concepts")):
         contrast = data.read(str(given.data), concept=name)
-        made = method_of(claim.config, block_of(setting))
+        made = method_of(config, block_of(setting))
         steering = made.fit(engine, contrast)
-        scale = per_factor(str(claim.config.get("scale", "strength")), made, steering, engine, contrast)
+        scale = str(config.get("scale", "strength"))
+        strengths = reachable([float(f) for f in config["factors"]], scale, made, steering, engine, contrast)
         rng = np.random.default_rng(given.seed + k)
-        many = min(int(claim.config["per_concept"]), len(asked))
+        many = min(int(config["per_concept"]), len(asked))
         prompts = [asked[i] for i in rng.choice(len(asked), size=many, replace=False)]
         judge = parse_rule(f"{given.judge},concept={told[name].replace(',', ',,')}")
-        scores.append([chosen(engine, steering, prompts, judge, claim.config, given.seed + k, scale)])
+        scores.append([chosen(engine, steering, prompts, judge, config, given.seed + k, strengths)])
     return bootstrap(scores)
+
+
+def reachable(
+    factors: Sequence[float], scale: str, made: Method, steering: Steering, engine: Trainable, contrast: Contrast
+) -> list[float]:
+    """The strengths of published factors; a multiplier of a pole that no strength reaches is left out."""
+    found: list[float] = []
+    for factor in factors:
+        with suppress(EditError):
+            found.append(strength_of(factor, scale, made, steering, engine, contrast))
+    return found
 
 
 def chosen(
@@ -103,26 +126,24 @@ def chosen(
     judge: Judge,
     config: Mapping[str, Any],
     seed: int,
-    scale: float = 1.0,
+    strengths: Sequence[float],
 ) -> list[float | None]:
-    """The ratings of half of the prompts at the factor that is best on the other half. What can't be rated is None.
-
-    A factor is `scale` strengths.
-    """
+    """The ratings of half of the prompts at the strength that is best on the other half. What can't be rated is None."""
     if len(prompts) < 2:
         raise ConfigError(
             f"there are {len(prompts)} prompts for a concept; half of them choose the factor, so give two at least."
         )
     low, high = steering.domain
-    factors = [f for f in config["factors"] if low - 1e-9 <= scale * f <= high + 1e-9]
-    if not factors:
+    inside = [s for s in strengths if low - 1e-9 <= s <= high + 1e-9]
+    if not inside:
         raise ConfigError(
-            f"this steering takes strengths from {low:g} to {high:g}, and no factor of the claim (times {scale:g}) lies there."
+            f"this steering takes strengths from {low:g} to {high:g}, and no factor of the claim lies there"
+            f" (as strengths: {', '.join(f'{s:g}' for s in strengths) or 'none can be reached'})."
         )
     sampling = Sampling(int(config["tokens"]), float(config["temperature"]), seed=seed)
     table: list[list[float | None]] = []
-    for factor in factors:
-        replies = engine.generate(list(prompts), steering.scaled(scale * factor), sampling)
+    for strength in inside:
+        replies = engine.generate(list(prompts), steering.scaled(strength), sampling)
         rated = judge.scores([r.text for r in replies], list(prompts))
         table.append([None if s.value is None else WHOLE * s.value for s in rated])
     half = len(prompts) // 2
@@ -134,18 +155,20 @@ def chosen(
 
 
 def _suite(claim: Claim, setting: str | None, engine: Trainable, given: Given) -> Estimate:
-    config = claim.config
+    config = configured(claim.config, setting)
     made = suite(str(config["suite"]), {"n": 10**6, **config.get("suite_settings", {})})
     if given.data is None:
         raise ConfigError(f"the claim {claim.name!r} needs --data: {made.layout}.")
-    steering = None
+    steering, strength = None, float(config.get("strength", 0))
     if "method" in config:
         if given.fit_on is None:
             raise ConfigError(
                 f"the claim {claim.name!r} needs --fit-on: the contrast data that its steering is fitted on."
             )
-        steering = method_of(config, block_of(setting)).fit(engine, read_data(given.fit_on))
-    strength = float(config["strength"])
+        way, contrast = method_of(config, block_of(setting)), read_data(given.fit_on)
+        steering = way.fit(engine, contrast)
+        if "factor" in config:
+            strength = strength_of(float(config["factor"]), str(config["scale"]), way, steering, engine, contrast)
     items = made.read(given.data)
     result = run(made, engine, items, steering, strengths=[strength] if strength else None, tokens=128, data=given.data)
     found = result.found[result.conditions[-1].label]
