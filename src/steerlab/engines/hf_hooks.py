@@ -348,11 +348,32 @@ def refuse_compiled(model: nn.Module) -> list[str]:
         return [
             "the model is wrapped by torch.compile, which ignores hooks added later; pass the model itself (model._orig_mod)"
         ]
-    inside = [
-        name or "the model" for name, m in model.named_modules() if getattr(m, "_compiled_call_impl", None) is not None
-    ]
-    if inside:
-        return [
-            f"{inside[0]} was compiled in place (.compile()), which ignores hooks added later; load the model without it"
-        ]
+    for name, module in model.named_modules():
+        if how := _compiled(module):
+            part, whole = name or "the model", f"model.{name}" if name else "model"
+            return [how.format(part=part, whole=whole)]
     return []
+
+
+def _compiled(module: nn.Module) -> str | None:
+    """How a module was compiled, in words, where hooks on it or inside of it would be ignored."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "{part} is TorchScript (torch.jit), which takes no hooks inside; load the model without torch.jit"
+    if hasattr(module, "_orig_mod"):
+        return "{part} is wrapped by torch.compile, which ignores hooks added later; put {whole}._orig_mod in its place"
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "{part} was compiled in place (.compile()), which ignores hooks added later; load the model without it"
+    # a module without others inside may have a compiled forward: hooks on it run around that
+    if any(True for _ in module.children()) and any(
+        map(_by_dynamo, (module.forward, vars(module).get("_old_forward")))
+    ):
+        return (
+            "{part}'s forward was compiled (torch.compile({whole}.forward)), which ignores hooks added later to what is"
+            " inside; load the model without it"
+        )
+    return None
+
+
+def _by_dynamo(forward: Any) -> bool:
+    """Whether a function is what torch.compile made of another one (`torch.compiler.disable` leaves the same mark)."""
+    return hasattr(forward, "_torchdynamo_orig_callable") and not getattr(forward, "_torchdynamo_disable", False)
