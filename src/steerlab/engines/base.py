@@ -250,6 +250,11 @@ class Trainable(Runner):
         """A digest of all weights, their dtype and the template: equal only where activations are."""
 
     @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        return torch.device("cpu")
+
+    @property
     def head(self) -> Head | None:
         """The output head as a function of `Run.hidden`; None where the logits are more than that."""
         return None

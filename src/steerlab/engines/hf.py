@@ -44,6 +44,7 @@ from .hf_follow import Follower
 from .hf_generate import Decoder, Row, piece, reply
 from .hf_hooks import Hooks, Plan, refuse_compiled
 from .hf_model import ends, identity, loaded, pad_id, shape, sizes_of, sketch, text_config
+from .hf_offload import home
 from .hf_pass import Passes, without_gradients
 from .hf_refuse import refused, without_prompts
 from .hf_rows import Padding, decoding, item, padded
@@ -128,7 +129,7 @@ class HFEngine(Trainable):
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return self.model.device
+        return home(self.model)
 
     @property
     def context(self) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import ArtefactError, UnsupportedError
 from ..files import write_text
 from .hf_model import no_bars
+from .hf_offload import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,9 +82,11 @@ def save(
     be written, `UnsupportedError` where the class wants other tensors than there are.
     """
     _refuse_replacing(folder)
-    held, tied = _held(model, config)
-    new = {n: _like(n, model, config) for n in names - set(held) if n.endswith(".bias") or n in changed}
-    every = {**{n: tuple(t.shape) for n, t in held.items()}, **new}
+    held = State(model)
+    tied = _tied(held, config)
+    kept = {n: tuple(t.shape) for n, t in held.shapes.items() if n not in tied}
+    new = {n: _like(n, model, config) for n in names - set(kept) if n.endswith(".bias") or n in changed}
+    every = {**kept, **new}
     if odd := sorted(set(every) ^ (names - tied)):
         raise UnsupportedError(
             f"a checkpoint of {type(model).__name__} would hold other tensors than it wants: {odd[:4]}."
@@ -131,30 +134,28 @@ def _shards(
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype,
-    held: Mapping[str, Tensor],
+    held: State,
     changed: Mapping[str, Callable[[], Tensor]],
     most: int,
 ) -> None:
     """The tensors in files of at most so many bytes, one in memory at a time, and the index that says which is where."""
     from safetensors.torch import save_file
 
-    groups = list(
-        _grouped({n: _bytes(shape, held[n].dtype if n in held else dtype) for n, shape in shapes.items()}, most)
-    )
+    kinds = {n: held.shapes[n].dtype if n in held else dtype for n in shapes}
+    groups = list(_grouped({n: _bytes(shape, kinds[n]) for n, shape in shapes.items()}, most))
     index: dict[str, str] = {}
     for k, names in enumerate(groups):
         file = "model.safetensors" if len(groups) == 1 else f"model-{k + 1:05}-of-{len(groups):05}.safetensors"
         tensors: dict[str, Tensor] = {}
         for n in names:
-            kind = held[n].dtype if n in held else dtype
             value = changed[n]() if n in changed else held[n] if n in held else torch.zeros(shapes[n])
             if tuple(value.shape) != tuple(shapes[n]):
                 raise UnsupportedError(f"{n} would have the shape {list(value.shape)}; expected {list(shapes[n])}.")
-            tensors[n] = value.detach().to(device="cpu", dtype=kind).contiguous().clone()
+            tensors[n] = value.detach().to(device="cpu", dtype=kinds[n]).contiguous().clone()
             index[n] = file
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(groups) > 1:
-        total = sum(_bytes(shape, held[n].dtype if n in held else dtype) for n, shape in shapes.items())
+        total = sum(_bytes(shape, kinds[n]) for n, shape in shapes.items())
         told = {"metadata": {"total_size": total}, "weight_map": index}
         write_text(folder / "model.safetensors.index.json", json.dumps(told, indent=1))
 
@@ -171,18 +172,9 @@ def _grouped(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
     yield group
 
 
-def _held(model: PreTrainedModel, config: Any) -> tuple[dict[str, Tensor], set[str]]:
-    """The model's tensors by name, and the names that loading ties to one of them (none where they are to be apart)."""
-    found: dict[str, Tensor] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    apart = not getattr(config, "tie_word_embeddings", False)
-    state: Mapping[str, Tensor] = model.state_dict()
-    for name, t in state.items():
-        key = (t.data_ptr(), tuple(t.shape))
-        if apart or key not in seen or not t.numel():
-            found[name] = t
-        seen.add(key)
-    return found, set(state) - set(found)
+def _tied(state: State, config: Any) -> set[str]:
+    """The names that loading ties to another one (none where they are to be apart)."""
+    return state.again if getattr(config, "tie_word_embeddings", False) else set()
 
 
 def _names(kind: type, config: Any) -> set[str] | str:

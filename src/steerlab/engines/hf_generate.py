@@ -21,6 +21,7 @@ from . import hf_cache
 from .base import Finish, Piece, Reply, Sampling
 from .grammar import Matcher
 from .hf_hooks import Hooks, Plan, Tally
+from .hf_offload import home
 from .hf_sites import Anatomy
 from .hf_watch import quiet
 from .readout import Readout
@@ -95,7 +96,7 @@ class Decoder:
         self._cache: Any = None if own_cache else hf_cache.fresh(model, anatomy.depth)
         self.joinable = joinable and not own_cache and hf_cache.keep_all(self._cache)
         self._takes = hf_cache.takes(model)
-        self._device = model.device
+        self._device = home(model)
 
     def steps(self) -> Iterator[list[Row]]:
         """After each step the rows that got a token, in the order of the batch; rows that end say so in `finish`.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .head import Head
 from .hf_cache import takes, uncached
 from .hf_hooks import Enough
+from .hf_offload import home
 from .hf_sites import Anatomy
 from .hf_watch import quiet
 from .packing import visible
@@ -38,7 +39,7 @@ def find_head(model: nn.Module, config: Any) -> Head | None:
     handle = module.register_forward_hook(keep)
     try:
         with torch.no_grad(), quiet(model):
-            ids = torch.arange(2, device=module.weight.device)[None]
+            ids = torch.arange(2, device=home(model))[None]
             scores = model(input_ids=ids, **uncached(takes(model))).logits.float()
     finally:
         handle.remove()
@@ -130,7 +131,7 @@ class _Narrow:
 def narrows(model: nn.Module, anatomy: Anatomy, layer: int) -> bool:
     """Whether the block gives some tokens of a trial batch the same when it is narrowed to them."""
     weight: Any = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
-    ids = (torch.arange(10, device=weight.device) * 7 % weight.shape[0]).reshape(2, 5)
+    ids = (torch.arange(10, device=home(model)) * 7 % weight.shape[0]).reshape(2, 5)
     places = (torch.tensor([0, 0, 1]), torch.tensor([1, 4, 3]))
     read: list[Tensor] = []
 
@@ -167,9 +168,10 @@ def apart(position: Int[Tensor, "b t"], branch: Int[Tensor, "b t"], dtype: torch
 def packs(model: nn.Module, anatomy: Anatomy) -> bool:
     """Whether the model gives two answers to one prompt the same activations in one row as in two."""
     weight: Any = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
-    tokens = torch.arange(8, device=weight.device) * 7 % weight.shape[0]
-    ids, position = tokens[None], torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5]], device=weight.device)
-    branch = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]], device=weight.device)
+    device = home(model)
+    tokens = torch.arange(8, device=device) * 7 % weight.shape[0]
+    ids, position = tokens[None], torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5]], device=device)
+    branch = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]], device=device)
     names = takes(model)
     if not {"position_ids", "attention_mask"} <= names:
         return False
@@ -188,7 +190,7 @@ def packs(model: nn.Module, anatomy: Anatomy) -> bool:
                 **uncached(names),
             )
             for columns in ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7]):
-                one = torch.arange(len(columns), device=weight.device)[None]
+                one = torch.arange(len(columns), device=device)[None]
                 model(
                     input_ids=ids[:, columns], attention_mask=torch.ones_like(one), position_ids=one, **uncached(names)
                 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArtefactError, ConfigError, nearest
+from .hf_offload import elsewhere, tensors
 from .hf_sites import Anatomy
 
 if TYPE_CHECKING:
@@ -74,8 +75,11 @@ def sketch(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, list[float]]:
     """
     middle = [p for p in anatomy.blocks[anatomy.depth // 2].parameters() if p.ndim == 2 and p.is_floating_point()]
     named = {"embed": model.get_input_embeddings().weight, "block": max(middle, key=Tensor.numel, default=None)}
+    names, away = {id(p): name for name, p in model.named_parameters()}, elsewhere(model)
     sketch: dict[str, list[float]] = {}
     for name, weight in named.items():
+        if isinstance(weight, Tensor) and weight.device.type == "meta" and (lies := names.get(id(weight))) in away:
+            weight = away[lies]()
         if isinstance(weight, Tensor) and weight.ndim == 2 and weight.device.type != "meta":
             sketch[name] = sampled(weight)
     return sketch
@@ -91,7 +95,7 @@ def sampled(weight: Tensor) -> list[float]:
 def identity(model: PreTrainedModel, template: str) -> str:
     """A digest of all weights, by three sums of each piece, with their dtype and the template."""
     h = hashlib.sha256(f"{template} {model.dtype}".encode())
-    for name, t in (*model.named_parameters(), *model.named_buffers()):
+    for name, t in tensors(model):
         h.update(f"{name} {tuple(t.shape)}".encode())
         for piece in t.detach().flatten().split(2**22):
             x = piece.double()

@@ -118,12 +118,15 @@ class Passes:
 
 @contextmanager
 def without_gradients(model: nn.Module) -> Generator[None]:
-    """The model's parameters take no gradient inside; each is left as it was."""
-    learning = [p for p in model.parameters() if p.requires_grad]
+    """The model's parameters take no gradient inside; each is left as it was.
+
+    By place, not by object: those of an offloaded model are other ones after each call.
+    """
+    learning = [(m, name) for m in model.modules() for name, p in m.named_parameters(recurse=False) if p.requires_grad]
     try:
-        for p in learning:
-            p.requires_grad_(False)
+        for module, name in learning:
+            getattr(module, name).requires_grad_(False)
         yield
     finally:
-        for p in learning:
-            p.requires_grad_(True)
+        for module, name in learning:
+            getattr(module, name).requires_grad_(True)

@@ -23,8 +23,9 @@ from ..errors import SiteError, UnsupportedError, nearest
 from ..sites import Site
 from .hf_cache import takes
 from .hf_layout import Layout, find_layout
+from .hf_offload import check_weights, owners_of
 from .hf_watch import WATCHED, Call, first_tensor, has_width, is_rows, is_same, matrices_of, projections, run, watched
-from .hf_weights import Matrices, Matrix, find_matrices, owners_of
+from .hf_weights import Matrices, Matrix, find_matrices
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -216,6 +217,7 @@ class Anatomy:
         except torch.OutOfMemoryError:
             raise
         except Exception as problem:  # whatever a model's own code raises
+            check_weights(self._model)
             raise UnsupportedError(
                 f"{type(self._model).__name__} can't be steered: a forward pass of two tokens, model(input_ids=…), ends in"
                 f" {type(problem).__name__}: {_line(problem)} Expected a causal language model that needs token ids alone."

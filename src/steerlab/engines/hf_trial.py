@@ -19,6 +19,7 @@ from ..errors import UnsupportedError
 from . import hf_cache
 from .base import Sampling
 from .hf_generate import Decoder, Row
+from .hf_offload import home
 from .hf_rows import Padding, by_length
 from .hf_sites import Anatomy
 from .hf_watch import quiet
@@ -159,7 +160,7 @@ class Trial:
             given["attention_mask"] = real
         if position is not None and "position_ids" in self._takes:
             given["position_ids"] = self._anatomy.places(position)
-        return {name: t.to(self._model.device) for name, t in given.items()}
+        return {name: t.to(home(self._model)) for name, t in given.items()}
 
     def _whole(self, rows: Sequence[Sequence[int]], position: Tensor | None = None) -> Tensor:
         given = self._given(torch.tensor(rows), position)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .hf_cache import takes, uncached
+from .hf_offload import home
 
 WATCHED = 2  # tokens of the watched pass
 
@@ -62,9 +63,8 @@ def watched(model: nn.Module, vocabulary: int) -> list[Call]:
 def run(model: nn.Module, tokens: int, vocabulary: int, **also: Any) -> None:
     """A forward pass of so many tokens."""
     ids = torch.arange(tokens)[None] % max(vocabulary, 1)
-    device = next(model.parameters()).device
     with torch.no_grad(), quiet(model):
-        model(input_ids=ids.to(device), **uncached(takes(model)), **also)
+        model(input_ids=ids.to(home(model)), **uncached(takes(model)), **also)
 
 
 def first_tensor(*things: Any) -> Tensor | None:

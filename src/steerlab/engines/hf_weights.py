@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from .hf_offload import own
 
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,7 +53,7 @@ class Matrices:
 
 
 def find_matrices(
-    block: nn.Module, calls: Sequence[Called], parts: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
+    block: nn.Module, calls: Sequence[Called], parts: Mapping[nn.Module, str], owners: Mapping[nn.Module, list[str]]
 ) -> Matrices:
     """The matrices of a block. `parts` says which modules read a part; `calls` are those of one pass of two tokens."""
     made = Matrices()
@@ -75,7 +78,7 @@ def find_matrices(
 
 
 def _problem(
-    module: nn.Module, weight: nn.Parameter | None, calls: Sequence[Called], owners: Mapping[int, list[str]]
+    module: nn.Module, weight: nn.Parameter | None, calls: Sequence[Called], owners: Mapping[nn.Module, list[str]]
 ) -> str | None:
     """Why a weight can't be edited; None where it can, and empty where it is no matrix at all."""
     if _packed(module) or weight is None or type(weight) is not nn.Parameter or weight.dtype not in PLAIN:
@@ -87,7 +90,7 @@ def _problem(
         return ""
     if weight.ndim != 2:
         return f"its weight has {weight.ndim} axes; expected a matrix"
-    shared = owners[id(weight)]
+    shared = owners[module]
     if len(shared) > 1:
         return f"its weight is tied: {' and '.join(shared)} are one tensor, and an edit of one would change the other"
     if len(calls) != 1:
@@ -104,13 +107,16 @@ def _is_linear(module: nn.Module, weight: Tensor, width: int, height: int) -> bo
     """Whether the module gives x·Wᵀ + b, tried on some x (Conv1D of GPT-2 keeps W as [in, out])."""
     if type(module) is nn.Linear:
         return tuple(weight.shape) == (height, width)
-    if weight.device.type == "meta" or tuple(weight.shape) not in ((height, width), (width, height)):
+    if tuple(weight.shape) not in ((height, width), (width, height)):
         return False
-    bias = _own(module, "bias")
+    try:
+        weight, bias = cast("Tensor", own(module, "weight")), own(module, "bias")
+    except UnsupportedError:
+        return False
     x = torch.linspace(-1, 1, 2 * width, device=weight.device).sin_().reshape(1, 2, width).to(weight.dtype)
     with torch.no_grad():
         try:
-            gave = module(x).float()
+            gave = module(x).to(weight.device).float()
         except (RuntimeError, TypeError, ValueError, AttributeError):
             return False  # it needs more than x
         wanted = [
@@ -131,11 +137,3 @@ def _packed(module: nn.Module) -> bool:
 def _own(module: nn.Module, name: str) -> nn.Parameter | None:
     """A parameter of the module itself (an attribute of that name may be a method, in quantised modules)."""
     return dict(module.named_parameters(recurse=False, remove_duplicate=False)).get(name)
-
-
-def owners_of(model: nn.Module) -> dict[int, list[str]]:
-    """Every name of each parameter of the model, by its identity."""
-    found: dict[int, list[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(p), []).append(name.removesuffix(".weight"))
-    return found

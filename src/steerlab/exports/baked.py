@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ from torch import Tensor
 from ..edits import AffineMap, Shift
 from ..engines.hf import HFEngine
 from ..engines.hf_checkpoint import places, save
+from ..engines.hf_offload import own, owners_of
 from ..positions import ALL
 from ..sites import Site
 from ..steering import Steering
 from .base import Format, Written, provenance_lost, refit
-from .linear import Change, _own, _read, changes  # pyright: ignore[reportPrivateUsage]
+from .linear import Change, _read, changes  # pyright: ignore[reportPrivateUsage]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,12 +109,17 @@ def _stored_as(change: Change) -> Callable[[], Tensor]:
 
 def _biases(made: dict[str, Change]) -> list[str]:
     """The biases that must exist."""
-    return [f"{path}.bias" for path, c in made.items() if _own(c.module, "bias") is not None or c.new_bias is not None]
+    return [
+        f"{path}.bias"
+        for path, c in made.items()
+        if own(c.module, "bias", c.model) is not None or c.new_bias is not None
+    ]
 
 
 def _is_tied(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
-    return head is not None and head.weight is model.get_input_embeddings().weight
+    held = owners_of(model)
+    return head is not None and len(held.get(head, ())) > 1 and held.get(head) == held.get(model.get_input_embeddings())
 
 
 def _embedding_problem(engine: HFEngine, rows: AffineMap) -> list[str]:
@@ -135,5 +141,6 @@ def _scale(engine: HFEngine) -> float | None:
 
 def _rows(engine: HFEngine) -> Tensor:
     """The embedding's rows, `[vocabulary, d]`."""
-    embedding: Any = engine.model.get_input_embeddings()
-    return embedding.weight
+    weight = own(engine.model.get_input_embeddings(), "weight", engine.model)
+    assert weight is not None  # an embedding has one
+    return weight

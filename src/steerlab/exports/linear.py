@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..deltas import WeightEdit
 from ..edits import AffineMap
 from ..engines.hf import HFEngine
+from ..engines.hf_offload import own
 from ..errors import SiteError
 from ..sites import Site
 from ..steering import Steering
@@ -35,6 +36,7 @@ class Change:
 
     path: str
     module: nn.Module
+    model: nn.Module
     deltas: list[tuple[WeightEdit, float]] = field(default_factory=list[tuple[WeightEdit, float]])
     reads: AffineMap = NONE
     gives: AffineMap = NONE
@@ -42,7 +44,7 @@ class Change:
     @property
     def stored(self) -> Float[Tensor, "out in"]:
         """W as x·Wᵀ uses it, in float32 (a Conv1D keeps it the other way round)."""
-        weight = _own(self.module, "weight")
+        weight = own(self.module, "weight", self.model)
         assert weight is not None  # it is among the matrices of a block
         w = weight.detach().float()
         return w if isinstance(self.module, nn.Linear) else w.T
@@ -56,20 +58,20 @@ class Change:
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
         """b', in float32; None where there is none and none comes."""
-        own = _own(self.module, "bias")
-        if own is None and self.reads.bias is None and self.gives.bias is None:
+        mine = own(self.module, "bias", self.model)
+        if mine is None and self.reads.bias is None and self.gives.bias is None:
             return None
         w = self._with_deltas()
-        b = w.new_zeros(len(w)) if own is None else own.detach().float()
+        b = w.new_zeros(len(w)) if mine is None else mine.detach().float()
         return self.gives(b if self.reads.bias is None else b + w @ self.reads.bias)
 
     @property
     def new_bias(self) -> Float[Tensor, " out"] | None:
         """b' − b where it isn't 0."""
-        own, bias = _own(self.module, "bias"), self.bias
+        mine, bias = own(self.module, "bias", self.model), self.bias
         if bias is None:
             return None
-        off = bias if own is None else bias - own.detach().float()
+        off = bias if mine is None else bias - mine.detach().float()
         return off if bool(off.any()) else None
 
     def factors(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]] | None:
@@ -122,7 +124,7 @@ def changes(
                 rows = _then(rows or NONE, _affine(one))
                 continue
             module, side = _module(one, engine)
-            mine = made.setdefault(paths[module], Change(paths[module], module))
+            mine = made.setdefault(paths[module], Change(paths[module], module, engine.model))
             if isinstance(one.edit, WeightEdit):
                 mine.deltas.append((one.edit, one.strength))
             elif side == "input":
@@ -235,7 +237,3 @@ def _from_left(made: AffineMap, w: Tensor) -> Tensor:
     """(I + O)·W, where O is the linear part of what becomes of what the matrix gives: W + diag⊙W + upᵀ·(down·W)."""
     out = w if made.diag is None else w + made.diag[:, None] * w
     return out if made.down is None or made.up is None else out + made.up.T @ (made.down @ w)
-
-
-def _own(module: nn.Module, name: str) -> nn.Parameter | None:
-    return dict(module.named_parameters(recurse=False)).get(name)

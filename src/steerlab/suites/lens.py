@@ -102,14 +102,8 @@ def _read(engine: Trainable, states: Tensor, lens: TunedLens | None) -> Tensor:
         torch.zeros(n, 2, dtype=torch.long), torch.tensor([[0, 1]]).expand(n, 2), torch.ones(n, dtype=torch.long),
         torch.zeros(n, dtype=torch.long),
     )  # fmt: skip
-    device = _device(engine)
-    held = torch.stack([states, states], dim=1).to(device)
+    held = torch.stack([states, states], dim=1).to(engine.device)
     edits = None if lens is None else {last: lens.moved}
-    run = engine.resume(batch.to(device), edits, start=Start(engine.depth - 1, held))
+    run = engine.resume(batch.to(engine.device), edits, start=Start(engine.depth - 1, held))
     assert run.logits is not None
     return run.logits.cpu()
-
-
-def _device(engine: Trainable) -> torch.device:
-    head = engine.head
-    return torch.device("cpu") if head is None else head.weight.device

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..engines.hf import HFEngine
+from ..engines.hf_offload import State
 from ..errors import UnsupportedError
 from ..files import whole
 
@@ -65,8 +66,7 @@ def write_model(engine: HFEngine, path: Path) -> None:
 def _tensors(engine: HFEngine, size: int) -> list[tuple[str, Tensor]]:
     """The tensors under llama.cpp's names."""
     made: list[tuple[str, Tensor]] = []
-    state: Mapping[str, Tensor] = engine.model.state_dict()
-    for name, value in state.items():
+    for name, value in State(engine.model).items():
         path, kind = name.rsplit(".", 1)
         t = value.detach().float().cpu()
         if path == "lm_head" and engine.model.config.tie_word_embeddings:
