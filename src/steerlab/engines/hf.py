@@ -41,7 +41,7 @@ from .base import (
 )
 from .head import Head
 from .hf_follow import Follower
-from .hf_generate import Decoder, Row, piece, reply
+from .hf_generate import Decoder, Row, piece, reply, sound
 from .hf_hooks import Hooks, Plan, refuse_compiled
 from .hf_model import ends, identity, loaded, pad_id, shape, sizes_of, sketch, text_config
 from .hf_offload import home
@@ -242,7 +242,7 @@ class HFEngine(Trainable):
             with torch.no_grad():
                 run = self._passes.run(batch, Hooks(self.anatomy, Plan(under)), logits=True)
             assert run.logits is not None
-            yield from run.logits.cpu().split(batch.predicts.sum(dim=1).tolist())
+            yield from sound(run.logits, under).cpu().split(batch.predicts.sum(dim=1).tolist())
 
     def text_logprobs(self, texts: Sequence[str], steerings: Steerings = None) -> list[Tensor]:
         each = self._accepted(steerings, len(texts))
@@ -259,7 +259,7 @@ class HFEngine(Trainable):
                 run = self._passes.run(batch, Hooks(self.anatomy, Plan(under)), logits=True)
             assert run.logits is not None
             targets = torch.roll(batch.ids, -1, dims=1)[batch.predicts]
-            picked = torch.log_softmax(run.logits, dim=-1).gather(1, targets[:, None])[:, 0].cpu()
+            picked = torch.log_softmax(sound(run.logits, under), dim=-1).gather(1, targets[:, None])[:, 0].cpu()
             found.extend(picked.split(batch.predicts.sum(dim=1).tolist()))
         return found
 

@@ -38,6 +38,16 @@ NOT_FINITE = (
 )
 
 
+def sound(scores: Tensor, steerings: Sequence[Steering | None]) -> Tensor:
+    """Scores as they are. Raises `DataError` where those of an unsteered batch are NaN or +∞ (−∞ says that a token can't come).
+
+    Under a steering they may be: whoever measures a strength that breaks the model counts them as such.
+    """
+    if all(s is None for s in steerings) and bool((scores.isnan() | scores.isposinf()).any()):
+        raise DataError(NOT_FINITE)
+    return scores
+
+
 @dataclass
 class Row:
     """One reply in the making.

@@ -18,7 +18,7 @@ from steerlab.contrast import Example
 from steerlab.controls import Gate
 from steerlab.edits import Clamp, Shift
 from steerlab.engines.base import Sampling
-from steerlab.errors import SteerlabError, UnsupportedError
+from steerlab.errors import DataError, SteerlabError, UnsupportedError
 from steerlab.positions import (
     ALL,
     DECODING,
@@ -338,6 +338,42 @@ def test_a_compiled_model_is_refused():
     with pytest.raises(UnsupportedError, match=r"\.compile\(\)"):
         later.generate(["w1"])
     assert later.refuses(Steering())
+
+
+@pytest.mark.parametrize("way", ["generate", "logprobs", "text_logprobs", "capture"])
+def test_numbers_that_are_not_finite_are_said_whichever_way_a_model_is_run(way):
+    import copy
+
+    model = copy.deepcopy(tiny.model("llama"))
+    engine = type(tiny.engine("llama"))(model, tiny.tokenizer())
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(float("inf"))
+    runs = {
+        "generate": lambda: engine.generate(["w1 w2"], None, GREEDY),
+        "logprobs": lambda: engine.logprobs([Example.ask("w1 w2", "w3")]),
+        "text_logprobs": lambda: engine.text_logprobs(["w1 w2 w3"]),
+        "capture": lambda: engine.capture([Example.ask("w1 w2")], [Site(2)]),
+    }
+    with pytest.raises(DataError, match="NaN or infinite"):
+        runs[way]()
+
+
+@pytest.mark.parametrize("where", ["the model", "a block", "a block's forward", "a block of torch.jit"])
+def test_what_is_compiled_inside_is_refused_before_anything_runs(where):
+    import copy
+
+    model = copy.deepcopy(tiny.model("llama"))
+    layers = model.model.layers
+    if where == "the model":
+        model.forward = torch.compile(model.forward)
+    elif where == "a block":
+        layers[1] = torch.compile(layers[1])
+    elif where == "a block's forward":
+        layers[1].forward = torch.compile(layers[1].forward)
+    else:
+        model.model.norm = torch.jit.script(torch.nn.Identity())
+    with pytest.raises(UnsupportedError, match=r"torch\.(compile|jit)"):
+        type(tiny.engine("llama"))(model, tiny.tokenizer())
 
 
 def test_a_steering_of_another_model_width_or_site_is_refused_with_every_reason():
