@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 
 import steerlab as sl
-from steerlab.engines import hf_generate, hf_hooks, hf_sites
-from steerlab.serve import completions, resolve, scheduler
+from steerlab.engines import hf_cache, hf_generate, hf_hooks, hf_sites
+from steerlab.serve import begin, resolve, scheduler
 
 EDITED, READY = hf_hooks.Hooks._edited, hf_hooks.Group.ready
 
@@ -126,13 +126,13 @@ def _least(steering):
 
 def unsalted(monkeypatch):
     """What a prompt left in the cache is there for all who have the same prompt, whatever their steering."""
-    begin, seen = hf_generate.Decoder.begin, {}
+    begins, seen = hf_generate.Decoder.begin, {}
 
     def wrong(self):
         own, hooks = self._plan, self._hooks
         self._plan = hf_hooks.Plan([seen.setdefault(tuple(row.prompt.ids), row.steering) for row in self.rows])
         self._hooks = self._hooked()
-        begin(self)
+        begins(self)
         self._plan, self._hooks = own, hooks
 
     monkeypatch.setattr(hf_generate.Decoder, "begin", wrong)
@@ -146,17 +146,17 @@ def stale(monkeypatch):
 
 def asked_without(monkeypatch):
     """The steering is resolved, named in the answer, and not handed to the model."""
-    ask = completions.Ask
-    monkeypatch.setattr(completions, "Ask", lambda prompt, steering, *rest: ask(prompt, None, *rest))
+    ask = begin.Ask
+    monkeypatch.setattr(begin, "Ask", lambda prompt, steering, *rest: ask(prompt, None, *rest))
 
 
 def asked_at(change):
     """The strength that is applied isn't the one in the answer."""
 
     def planted(monkeypatch):
-        ask = completions.Ask
+        ask = begin.Ask
         monkeypatch.setattr(
-            completions,
+            begin,
             "Ask",
             lambda prompt, steering, *rest: ask(prompt, None if steering is None else change(steering), *rest),
         )
@@ -166,14 +166,14 @@ def asked_at(change):
 
 def wrongly_joined(monkeypatch):
     """Caches are padded behind what they hold, while masks are padded before it."""
-    wider = hf_generate._wider
+    wider = hf_cache.wider
 
     def wrong(t, width, dim):
         spare = width - t.shape[dim]
         behind = torch.cat([t, t.new_zeros((*t.shape[:dim], spare, *t.shape[dim + 1 :]))], dim)
         return behind if dim == 2 else wider(t, width, dim)
 
-    monkeypatch.setattr(hf_generate, "_wider", wrong)
+    monkeypatch.setattr(hf_cache, "wider", wrong)
 
 
 def padding_counts_at_once(monkeypatch):
