@@ -154,3 +154,25 @@ def test_what_a_model_gives_is_asked_anew_after_its_weights_have_changed():
             p.mul_(0.5)
     assert engine.trial.causal and engine.trial.mixed
     engine.trial.check()
+
+
+def test_where_one_batch_cannot_begin_none_runs_on_that_nobody_waits_for(monkeypatch):
+    """Rows of unlike length begin apart in a model that doesn't keep them together; the second fails, as memory would."""
+    from steerlab.engines.hf_generate import Decoder
+    from steerlab.engines.hf_serving import Ask
+
+    engine = HFEngine(tiny.model("llama"), tiny.tokenizer())
+    monkeypatch.setattr(type(engine.trial), "mixed", False)
+    running, begin, calls = Running(engine), Decoder.begin, []
+
+    def failing(self):
+        calls.append(len(self.rows))
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        begin(self)
+
+    monkeypatch.setattr(Decoder, "begin", failing)
+    asks = [Ask(engine.renderer.prompt(Example.ask(t).messages), sampling=Sampling(3)) for t in ("w1", "w1 w2 w3")]
+    with pytest.raises(MemoryError):
+        running.admit(asks)
+    assert calls == [1, 1] and len(running) == 0

@@ -54,12 +54,9 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def server(engine, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("asked")
-    shift(engine, 1).save(folder / "firm.safetensors")
-    here = Here(engine, folder)
-    yield here
-    here.close()
+def steerings(engine):
+    """What the server of `conftest` has."""
+    return {"firm": shift(engine, 1)}
 
 
 def chat(server, **body):

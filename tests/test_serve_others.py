@@ -10,7 +10,7 @@ import openai
 import pydantic
 import pytest
 
-from serving import Here, Listening, refused, shift
+from serving import Listening, refused, shift
 from test_serve_asked import ASK, NARROW, SCHEMA, random
 from test_serve_tools import OPENS, QWEN, QWEN3, ROME, Scripted
 
@@ -31,12 +31,9 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def server(engine, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("others")
-    shift(engine, 1).save(folder / "firm.safetensors")
-    here = Here(engine, folder)
-    yield here
-    here.close()
+def steerings(engine):
+    """What the server of `conftest` has."""
+    return {"firm": shift(engine, 1)}
 
 
 @pytest.fixture(scope="module")

@@ -308,8 +308,8 @@ class Model(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells it from others."""
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What tells it from others; None where that can't be read."""
         ...
 
     @property
@@ -329,10 +329,13 @@ def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     first: Mapping[str, list[float]] = a.get("sketch") or {}
     second: Mapping[str, list[float]] = b.get("sketch") or {}
     return all(
-        abs(x - y) <= 0.01 * max(abs(x), abs(y)) + 1e-5
-        for name in first.keys() & second.keys()
-        for x, y in zip(first[name], second[name], strict=False)
+        agree(x, y) for name in first.keys() & second.keys() for x, y in zip(first[name], second[name], strict=False)
     )
+
+
+def agree(x: float, y: float) -> bool:
+    """Whether two sampled weights are one within the rounding of 16-bit formats."""
+    return abs(x - y) <= 0.01 * max(abs(x), abs(y)) + 1e-5
 
 
 def _ahead(control: Control) -> bool:

@@ -146,13 +146,13 @@ def opened(paths: Sequence[Path], hints: Hints | None = None) -> list[Opened]:
 
 def adopted(files: Sequence[Opened], engine: Runner) -> list[Opened]:
     """The same steerings taken over for this model and template, each with a line that says what differs."""
-    from ..engines.likeness import misfits
+    from ..engines.likeness import compared
 
     taken: list[Opened] = []
     for path, steering, foreign in files:
-        if reasons := misfits(steering.meta, engine.name, engine.fingerprint, engine.template, "done: --adopt"):
+        if reasons := compared(steering.meta, engine.name, engine.fingerprint, engine.template):
             lost = "; its calibrated range is left out" if steering.meta.range is not None else ""
-            say(f"warning: {path} is taken over as it is{lost}: {'; '.join(reasons)}")
+            say(f"warning: {path} is taken over as it is{lost}: {'; '.join(r.what for r in reasons)}")
             steering = steering.adopted(engine)
         taken.append(Opened(path, steering, foreign))
     return taken

@@ -125,6 +125,9 @@ def _what(edit: Edit) -> str:
         poles = f"{_numbers(edit.positive)} (+1), {_numbers(edit.negative)} (−1)"
         only = " coordinates that fall short" if isinstance(edit, edits.Push) else ""
         return f"{edit.kind}: set{only} rank {edit.rank} to {poles}"
+    if isinstance(edit, edits.OffsetShift):
+        size = float(edit.v.norm())
+        return f"OffsetShift: add a vector of norm {size:.3g}, and {edit.offset:+.3g} times it at any strength but 0"
     if isinstance(edit, edits.Shift):
         return f"Shift: add a vector of norm {float(edit.v.norm()):.3g}"
     if isinstance(edit, edits.Ablate):

@@ -159,10 +159,12 @@ class Running:
     def admit(self, asks: Sequence[Ask]) -> list[Row]:
         """Read the prompts of some more; each has its first token. Numbers of rows are places in `asks`."""
         rows = [self._row(n, ask, steering) for n, (ask, steering) in enumerate(zip(asks, self._decided(asks)))]
+        begun: list[Decoder] = []
         for alike in self._engine.trial.batches(rows, len(rows)):
             batch = self._engine.decoder(alike, joinable=self._joins)
             batch.begin()
-            self._batches.append(batch)
+            begun.append(batch)
+        self._batches += begun  # where one can't begin, none runs on that nobody waits for
         return rows
 
     def step(self) -> list[Row]:

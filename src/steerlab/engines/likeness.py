@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from ..steering import Meta, same_model
+from ..steering import Meta, agree
 
 Kind = Literal["same", "copy", "other"]
 KIN = 0.25  # sampled weights of two rounded copies differ by less than this share of their size; of two models by more than 1
@@ -45,10 +45,10 @@ def likeness(there: Mapping[str, Any], here: Mapping[str, Any]) -> Likeness:
             continue
         kin = kin and distance < KIN
         seen.append(f"sampled weights of the {name} differ by {distance:.1%} of their size")
-    if not seen and same_model(there, here):
+    if not seen:
         return Likeness("same", ())
     compared = bool(sketch_there.keys() & sketch_here.keys())
-    return Likeness("copy" if kin and compared else "other", tuple(seen) or ("its sampled weights differ",))
+    return Likeness("copy" if kin and compared else "other", tuple(seen))
 
 
 def _distance(a: Sequence[float], b: Sequence[float], rows: int | None) -> float | None:
@@ -59,10 +59,46 @@ def _distance(a: Sequence[float], b: Sequence[float], rows: int | None) -> float
     pairs = list(zip(a, b, strict=False))
     if rows is not None:
         pairs = [pair for n, pair in enumerate(pairs) if n * EVERY < rows]
-    if all(abs(x - y) <= 0.01 * max(abs(x), abs(y)) + 1e-5 for x, y in pairs):
+    if all(agree(x, y) for x, y in pairs):
         return None
     size = math.sqrt(sum(x * x for x, _ in pairs))
     return math.sqrt(sum((x - y) ** 2 for x, y in pairs)) / size if size else math.inf
+
+
+class Misfit(NamedTuple):
+    """One reason why a steering isn't meant for a model: what differs, and what to do instead of taking it over."""
+
+    what: str
+    instead: str
+
+
+def compared(meta: Meta, model: str, fingerprint: Mapping[str, Any], template: str) -> list[Misfit]:
+    """Why a steering isn't meant for a model and template; nothing where it doesn't say what it was fitted on.
+
+    `meta` is the steering's; `model`, `fingerprint` and `template` are those at hand.
+    """
+    if meta.fingerprint is None:
+        return []
+    reasons: list[Misfit] = []
+    name = meta.model or "another model"
+    like = likeness(meta.fingerprint, fingerprint)
+    seen = "; ".join(like.differences)
+    if like.kind == "other":
+        reasons.append(
+            Misfit(f"it was fitted on {name}, whose shape or weights differ from {model}'s: {seen}", "refit it here")
+        )
+    elif like.kind == "copy":
+        reasons.append(Misfit(f"it was fitted on {name}, of which {model} is a changed copy: {seen}", "refit it here"))
+    if meta.template is not None and meta.template != template:
+        words = {"plain": "plain text"}
+        reasons.append(
+            Misfit(
+                f"it was fitted with {words.get(meta.template, 'a chat template')} and this engine writes prompts as"
+                f" {words.get(template, 'another chat template')}",
+                "use the same template",
+            )
+        )
+    return reasons
 
 
 def misfits(
@@ -72,32 +108,8 @@ def misfits(
     template: str,
     remedy: str = "--adopt, or steering.adopted(engine)",
 ) -> list[str]:
-    """Why a steering isn't meant for a model and template, in words; none where it doesn't say what it was fitted on.
-
-    `meta` is the steering's; `model`, `fingerprint` and `template` are those at hand; `remedy` is how to take it over
-    all the same.
-    """
-    if meta.fingerprint is None:
-        return []
-    reasons: list[str] = []
-    name = meta.model or "another model"
-    like = likeness(meta.fingerprint, fingerprint)
-    seen = "; ".join(like.differences)
-    if like.kind == "other":
-        reasons.append(
-            f"it was fitted on {name}, whose shape or weights differ from {model}'s: {seen} (refit it here, or take it"
-            f" over as it is: {remedy})"
-        )
-    elif like.kind == "copy":
-        reasons.append(
-            f"it was fitted on {name}, of which {model} is a changed copy: {seen} (it may act a little otherwise here;"
-            f" take it over as it is: {remedy})"
-        )
-    if meta.template is not None and meta.template != template:
-        words = {"plain": "plain text"}
-        reasons.append(
-            f"it was fitted with {words.get(meta.template, 'a chat template')} and this engine writes prompts as"
-            f" {words.get(template, 'another chat template')} (use the same template, or take it over as it is:"
-            f" {remedy})"
-        )
-    return reasons
+    """The same as refusals, each with what to do; `remedy` is how to take it over all the same."""
+    return [
+        f"{misfit.what} ({misfit.instead}, or take it over as it is: {remedy})"
+        for misfit in compared(meta, model, fingerprint, template)
+    ]

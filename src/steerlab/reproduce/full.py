@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ from .claims import Claim
 from .scales import strength_of
 
 WHOLE = 2.0  # of the published ratings; judges give degrees
+
+
+class FactorsLeftOut(UserWarning):
+    """Some of a claim's factors can't be run here, so that the best of the others is told."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,15 @@ def _axbench(claim: Claim, setting: str | None, engine: Trainable, given: Given)
         made = method_of(config, block_of(setting))
         steering = made.fit(engine, contrast)
         scale = str(config.get("scale", "strength"))
-        strengths = reachable([float(f) for f in config["factors"]], scale, made, steering, engine, contrast)
+        factors = [float(f) for f in config["factors"]]
+        strengths = reachable(factors, scale, made, steering, engine, contrast)
+        if len(strengths) < len(factors):
+            warnings.warn(
+                f"{claim.name}, {told[name]}: {len(factors) - len(strengths)} of {len(factors)} published factors are left out,"
+                " since no strength of a clamp sets its coordinate between the poles.",
+                FactorsLeftOut,
+                stacklevel=2,
+            )
         rng = np.random.default_rng(given.seed + k)
         many = min(int(config["per_concept"]), len(asked))
         prompts = [asked[i] for i in rng.choice(len(asked), size=many, replace=False)]

@@ -1,7 +1,8 @@
 """Every field of the chat endpoints of OpenAI, vLLM and llama.cpp, and what becomes of it here.
 
 Sources: OpenAI's `CompletionCreateParams` (openai 3.54), vLLM's `entrypoints/openai/chat_completion/protocol.py`, llama.cpp's
-`tools/server/README.md`. `table` writes the table of docs/serving.md, and a test holds it to what the server does.
+`tools/server/README.md` at 00dc805 (its chat endpoint takes what `/completion` takes). `table` writes the table of
+docs/serving.md, and a test holds it to what the server does.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LLAMA_CPP = (
     "typical_p repeat_penalty repeat_last_n mirostat mirostat_tau mirostat_eta xtc_probability xtc_threshold dry_multiplier "
     "dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers grammar json_schema samplers id_slot "
     "t_max_predict_ms post_sampling_probs return_tokens return_progress timings_per_token response_fields lora "
-    "reasoning_format reasoning_control thinking_forced_open parse_tool_calls"
+    "reasoning_effort reasoning_format reasoning_control n_cmpl n_cache_reuse sse_ping_interval"
 )
 
 _SAMPLER = "this sampler isn't built; temperature, min_p, top_k, top_p and penalties are"
@@ -96,8 +97,9 @@ ELSEWHERE: dict[str, str] = {
     "lora": "adapters aren't served; a steering of weights is",
     "reasoning_format": "thinking is told apart, as reasoning_content",
     "reasoning_control": "use chat_template_kwargs",
-    "thinking_forced_open": "the template says whether it is",
-    "parse_tool_calls": "calls are read where tools are offered",
+    "n_cmpl": "use n",
+    "n_cache_reuse": "a prompt is read whole",
+    "sse_ping_interval": "streams send no pings",
 }
 TAKEN: dict[str, str] = {
     "messages": "text alone; images get 400 and a sentence",

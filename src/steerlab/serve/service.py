@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from ..contrast import Message
 from ..engines.base import Sampling
 from ..engines.hf_serving import Ask, Prompts
-from ..engines.likeness import misfits
+from ..engines.likeness import compared
 from ..errors import ArtefactError, ConfigError, DataError, SteerlabError
 from ..steering import Steering
 from .guard import Room
@@ -172,16 +171,12 @@ class Service:
 
     def _taken(self, steering: Steering) -> Steering:
         """The steering as it is served: taken over for this model where that is allowed and it was fitted on another one."""
-        if not self.settings.adopt or not misfits(
+        if not self.settings.adopt or not compared(
             steering.meta, self.engine.name, self.engine.fingerprint or {}, self.engine.template
         ):
             return steering
         log.warning("a steering of %s is taken over as it is (--adopt), without its range", steering.meta.model)
-        meta = replace(
-            steering.meta, model=self.engine.name, revision=None, fingerprint=self.engine.fingerprint,
-            template=self.engine.template, range=None,
-        )  # fmt: skip
-        return replace(steering, meta=meta)
+        return steering.adopted(self.engine)
 
     def _accept(self, steering: Steering) -> None:
         """Hold a steering that another server took in against the model. Raises a `SteerlabError`."""

@@ -358,24 +358,6 @@ def test_numbers_that_are_not_finite_are_said_whichever_way_a_model_is_run(way):
         runs[way]()
 
 
-@pytest.mark.parametrize("where", ["the model", "a block", "a block's forward", "a block of torch.jit"])
-def test_what_is_compiled_inside_is_refused_before_anything_runs(where):
-    import copy
-
-    model = copy.deepcopy(tiny.model("llama"))
-    layers = model.model.layers
-    if where == "the model":
-        model.forward = torch.compile(model.forward)
-    elif where == "a block":
-        layers[1] = torch.compile(layers[1])
-    elif where == "a block's forward":
-        layers[1].forward = torch.compile(layers[1].forward)
-    else:
-        model.model.norm = torch.jit.script(torch.nn.Identity())
-    with pytest.raises(UnsupportedError, match=r"torch\.(compile|jit)"):
-        type(tiny.engine("llama"))(model, tiny.tokenizer())
-
-
 def test_a_steering_of_another_model_width_or_site_is_refused_with_every_reason():
     engine, other = tiny.engine("llama"), tiny.engine("mistral")
     assert engine.fingerprint != other.fingerprint

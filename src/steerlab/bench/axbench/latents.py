@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ...edits import Ablate, Affine, Clamp, Edit, OneSided, Shift
+from ...edits import Ablate, Affine, Clamp, Edit, OffsetShift, OneSided, Shift
 from ...errors import DataError, UnsupportedError
 from ...positions import NOT_TEMPLATE
 from ...sites import Site
@@ -49,6 +49,8 @@ def direction_of(edit: Edit) -> Tensor:
     """The direction in which strength 1 moves activations, `[d]`. Raises `UnsupportedError` where there is no one."""
     if isinstance(edit, OneSided):
         return direction_of(edit.inner)
+    if isinstance(edit, OffsetShift):
+        return (1 + edit.offset) * edit.v
     if isinstance(edit, Shift):
         return edit.v
     if isinstance(edit, Clamp):
