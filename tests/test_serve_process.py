@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -19,7 +20,12 @@ import pytest
 import steerlab as sl
 from serving import Process, process, shift, solo
 from steerlab.errors import ArtefactError
+from steerlab.serve.keys import Keys
 from steerlab.serve.locks import Held
+from steerlab.serve.run import _server
+from steerlab.serve.service import Service
+from steerlab.serve.settings import Settings
+from steerlab.testing import tiny
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "serving.md"
 ASKED = "Describe a kitchen."
@@ -262,6 +268,21 @@ def test_a_second_signal_ends_streams_with_an_error_and_quietly(tmp_path):
     rows = rows_of(server.log)
     assert not [row for row in rows if "traceback" in row or row["level"] in ("error", "critical")]
     assert [row["status"] for row in rows if row["said"] == "request" and row["route"].startswith("/v1/chat")]
+
+
+def test_replies_given_up_in_a_hurry_are_no_death_of_the_models_thread(tmp_path):
+    service = Service(tiny.engine("llama"), Settings(store=tmp_path / "store"), Keys())
+    service.start()
+    try:
+        server = _server(service, "127.0.0.1", 0, None)
+        server.handle_exit(signal.SIGTERM, None)
+        server.handle_exit(signal.SIGTERM, None)
+        service.scheduler.give_up()  # the sweep may come before the next tick
+        service.scheduler._thread.join(60)
+        assert asyncio.run(server.on_tick(1))
+    finally:
+        service.stop()
+    assert not server.died
 
 
 def test_a_reader_that_stops_holds_up_no_end(tmp_path):

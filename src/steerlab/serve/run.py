@@ -119,7 +119,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         service = self._service
-        if not service.scheduler.alive and not self.died:
+        if service.scheduler.died and not self.died:
             log.critical("the server ends, as the model's thread has ended")
             self.died = service.draining = self._hurry = True
         if service.draining and not self.should_exit:

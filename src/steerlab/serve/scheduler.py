@@ -88,6 +88,7 @@ class Scheduler:
         self._jobs: list[Job] = []
         self._taking: list[Job] = []  # those that are being admitted
         self._wake, self._stopped = Condition(), False
+        self.died = False  # whether the thread ended without having been told to
         self._thread = Thread(target=self._run, name="steerlab-model", daemon=True)
 
     def start(self) -> None:
@@ -176,6 +177,7 @@ class Scheduler:
                 pass
         except BaseException:
             log.critical("the model's thread has ended; the server answers no more", exc_info=True)
+            self.died = True
         with self._wake:
             self._stopped = True
         over = Problem(503, "the server has ended.", "ending", after=5)
