@@ -31,7 +31,8 @@ def test_a_prompt_where_none_can_be_put_in(engine):
         pass
 
 
-def test_decoding_without_a_cache(engine, steering):
+def test_decoding_without_a_cache(engine):
+    steering = sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(32)), sl.LAST_PROMPT),))
     ids, mask = ids_and_mask(engine, "w1 w2")
     settings = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     with engine.steer(steering), told(UnsupportedError, "without a cache", "leave use_cache on"):
@@ -41,7 +42,8 @@ def test_decoding_without_a_cache(engine, steering):
         engine.model(ids[:, :-2], use_cache=False)
 
 
-def test_a_prefill_in_chunks_of_the_callers_own(engine, steering):
+def test_a_prefill_in_chunks_of_the_callers_own(engine):
+    steering = sl.Steering((sl.Intervention(sl.Site(1), sl.Shift(torch.ones(32)), sl.LAST_PROMPT),))
     ids, mask = ids_and_mask(engine, "w1 w2 w3 w4")
     settings = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     with engine.steer(steering), told(UnsupportedError, "tokens after the first one", "no prefill_chunk_size"):

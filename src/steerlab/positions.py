@@ -66,6 +66,17 @@ class Positions:
         """Whether nothing before the last prompt token is touched, so that a gate can decide there and hold."""
         return all(w.start == -1 for w in self.prompt)
 
+    @property
+    def unphased(self) -> bool:
+        """Whether prompt and generated tokens are touched by one rule: all of them, or all after the template's head."""
+        fixed = all(w.start >= 0 and (w.stop is None or w.stop >= 0) for w in self.prompt)
+        return fixed and any(w[:2] == (0, None) for w in self.prompt) and Window(0) in self.generated
+
+    @property
+    def after_head(self) -> bool:
+        """Whether what they touch depends on where the template's head ends."""
+        return any(w.anchor == "body" for w in self.prompt)
+
     def mask(
         self,
         position: Int[Tensor, "b t"],

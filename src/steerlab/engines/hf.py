@@ -348,8 +348,14 @@ class HFEngine(Trainable):
     def steer(self, steerings: Steerings) -> Generator[None]:
         """Steer the caller's own calls of the model (`model(...)`, `model.generate(...)`) inside a `with` block.
 
-        Positions are told from each call's attention mask and cache: what the first call without a cache reads is the
-        prompt, what follows is generated. One steering fits any batch; a list must have one entry per row.
+        Positions are told from each call's attention mask and cache: what the first call on an empty cache reads is the
+        prompt, what follows is generated. One steering fits any batch; a list must have one entry per row. Static caches and
+        `inputs_embeds` are taken (without ids, the template's head can't be told: positions that leave it alone are refused).
+
+        Where prompt and generated tokens go by one rule (positions `all` or `not_template`, constant strengths or gates that
+        decide at each token), a call may bring any of them: assisted decoding, prompt lookup, a prompt in pieces, a cache that
+        calls under the same steering filled (here or in an earlier block), or none. Raises `UnsupportedError` inside the call
+        for what can't be told, and for a cache that was filled otherwise.
         """
         one = steerings is None or isinstance(steerings, Steering)
         each = self._accepted(steerings, 1 if one else len(cast("Sequence[Steering | None]", steerings)))

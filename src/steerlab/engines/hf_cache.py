@@ -42,6 +42,30 @@ def seen(name: str | None, attention: Int[Tensor, "b k"], tokens: int) -> Int[Te
     return attention if name == NAMES[0] else attention[:, -tokens:]
 
 
+def is_one(thing: object) -> bool:
+    """Whether it is a cache of what was read: the library's own, or one that counts what it holds as they do."""
+    return hasattr(thing, "get_seq_length") or (isinstance(thing, list) and all(isinstance(t, Tensor) for t in thing))
+
+
+def length(cache: Any) -> int | None:
+    """Tokens that a cache holds; None where it holds states alone, which don't tell how many went into them.
+
+    Raises `UnsupportedError` for a thing that doesn't tell whether it holds any.
+    """
+    from transformers.cache_utils import CacheLayerMixin
+
+    if isinstance(cache, list):  # RWKV's states
+        return None
+    if not hasattr(cache, "get_seq_length"):
+        raise UnsupportedError(
+            f"a steered call has a cache of the type {type(cache).__name__}, whose length can't be told."
+        )
+    layers: list[Any] = list(getattr(cache, "layers", ()))
+    if layers and not any(isinstance(layer, CacheLayerMixin) for layer in layers):
+        return None if any(_states(layer) for layer in layers) else 0
+    return int(cache.get_seq_length())
+
+
 def fresh(model: Any, depth: int) -> Any:
     """An empty cache of the library's own kind, as the configuration asks for; a plain one where that counts other blocks."""
     from transformers import DynamicCache
