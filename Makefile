@@ -130,6 +130,10 @@ test-clients: setup  ## openai, LangChain, LiteLLM and ollama, in an environment
 	@tools/clients $(VENV)-clients
 	@STEERLAB_CLIENTS=$(abspath $(VENV)-clients)/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_clients.py
 
+test-quantized: setup  ## models in 4 and 8 bits by bitsandbytes, and by torchao, in an environment on top of the tests' own (a minute)
+	@tools/quantized $(abspath $(VENV)-quantized) $(abspath $(VENV))
+	@OMP_NUM_THREADS=1 $(VENV)-quantized/bin/python -m pytest -rs tests/test_quantize.py
+
 bench-serving: setup  ## what hooks cost, the published steering call against ours, first tokens of mixed streams (minutes)
 	@$(BIN)/python benchmarks/bench_serving.py
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from .contrast import Contrast, Example
     from .engines.hf import HFEngine
+    from .engines.hf_quantize import Quantize
     from .engines.render import Template
     from .vllm.engine import VLLMEngine
 
@@ -21,6 +22,7 @@ def load(
     revision: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    quantize: Quantize | None = None,
     batch_size: int = 32,
     system: str | None = None,
     thinking: bool | None = None,
@@ -28,21 +30,25 @@ def load(
 ) -> HFEngine:
     """An engine on a model: `pilot` (built in, runs anywhere), a name on the hub, or a folder.
 
+    `quantize` is 4bit or 8bit, by bitsandbytes (extra `quantize`); `device="auto"` spreads a model over what there is.
     `system` is put before every conversation without a system message, `thinking` switches a template's thinking on or off,
     and `rendered` says that texts are whole prompts which the chat template has written already.
 
-    Raises `ArtefactError` where the model can't be loaded, `DataError` where it has no chat template and none was named.
+    Raises `ArtefactError` where the model can't be loaded, `DataError` where it has no chat template and none was named,
+    `ConfigError` where what quantises isn't installed.
     """
     from . import pilot
     from .engines.hf import HFEngine
+    from .engines.hf_quantize import precision, taken_apart
     from .engines.render import Rendering
 
     rendering = Rendering(system, thinking, rendered)
+    dtype = precision(dtype, quantize)
     if model in pilot.VARIANTS:
         # kept small on disk in 16 bits, run in 32
         return HFEngine.load(
-            str(pilot.folder(model)), dtype="float32", device=device, batch_size=batch_size, label=model,
-            rendering=rendering,
+            str(pilot.folder(model)), dtype=precision("float32", taken_apart(dtype)[1]), device=device,
+            batch_size=batch_size, label=model, rendering=rendering,
         )  # fmt: skip
     return HFEngine.load(
         model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size,
@@ -66,8 +72,15 @@ def load_vllm(
     `ConfigError` where vLLM isn't installed, `UnsupportedError` where its canary dies.
     """
     from . import pilot
+    from .engines.hf_quantize import taken_apart
+    from .errors import ConfigError
     from .vllm.engine import VLLMEngine, read_options
 
+    if taken_apart(dtype)[1] is not None:
+        raise ConfigError(
+            "vLLM quantises a model itself; leave --quantize out, and give its own settings (--engine-options"
+            """ '{"quantization": "bitsandbytes"}')."""
+        )
     built_in = model in pilot.VARIANTS
     where = str(pilot.folder(model)) if built_in else model
     dtype = "float32" if built_in else dtype

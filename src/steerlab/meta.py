@@ -56,11 +56,12 @@ class Meta:
 
 
 def check_fingerprint(told: Mapping[str, Any]) -> None:
-    """Hold a fingerprint to its form: `shape` a text, `sizes` by name, `sketch` lists of numbers by name.
+    """Hold a fingerprint to its form: `shape` and `quantised` texts, `sizes` by name, `sketch` lists of numbers by name.
 
     Each may be left out. Raises `ArtefactError`.
     """
     _text("fingerprint's shape", told.get("shape"))
+    _text("fingerprint's quantisation", told.get("quantised"))
     sizes, sketch = told.get("sizes", {}), told.get("sketch", {})
     _mapping("fingerprint's sizes", sizes)
     for name, value in cast("dict[str, object]", sizes).items():

@@ -9,7 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .common import BatchSize, Config, Device, Dtype, Json, Model, Revision, TemplateOption, console, dump, say, took
+from .common import (
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Quantize,
+    Revision,
+    TemplateOption,
+    console,
+    dump,
+    precision,
+    say,
+    took,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +66,7 @@ def axbench(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     batch_size: BatchSize = 140,
@@ -82,13 +98,17 @@ def axbench(
             model,
             template,
             revision,
-            dtype,
+            precision(dtype, quantize),
             device,
             batch_size,
             judge,
             None if instructions is None else str(instructions),
         )
     elif small:
+        if quantize is not None:
+            raise ConfigError(
+                "the built-in model's own concepts run in float32; leave --quantize out, or give --data FOLDER."
+            )
         many = pairs or (16 if quick else PAIRS)
         suite = PilotAxBench(model, many, neutral_pairs=many, batch_size=batch_size, device=device, judged_by=judge)
     else:

@@ -20,6 +20,7 @@ from .common import (
     Model,
     OneThinking,
     Opened,
+    Quantize,
     Revision,
     System,
     TemplateOption,
@@ -27,6 +28,7 @@ from .common import (
     coloured,
     console,
     dump,
+    precision,
     refuse_overwriting,
     say,
     switched,
@@ -83,6 +85,7 @@ def calibrate(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     adopt: Adopt = False,
@@ -112,7 +115,7 @@ def calibrate(
     if fitted is None or out is not None:
         refuse_overwriting(path, force)
     loaded: dict[str, Any] = {
-        "revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size,
+        "revision": revision, "dtype": precision(dtype, quantize), "device": device, "template": template, "batch_size": batch_size,
         "system": system, "thinking": switched(thinking), "rendered": rendered,
     }  # fmt: skip
     suite, task = suite_for(

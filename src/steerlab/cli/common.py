@@ -44,7 +44,14 @@ def configured(ctx: typer.Context, path: Path | None) -> Path | None:
 Model = Annotated[str, typer.Option("--model", "-m", help="pilot (built in), a name on the hub, or a folder.")]
 Revision = Annotated[str | None, typer.Option(help="The model's revision on the hub.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ..., or auto to spread it (needs accelerate).")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", "--device-map", help="cpu, cuda, ..., or auto to spread it (needs accelerate)."),
+]
+Quantize = Annotated[
+    Literal["4bit", "8bit"] | None,
+    typer.Option(help="Load the blocks' weights in so many bits (extra quantize: bitsandbytes).", show_default=False),
+]
 TemplateOption = Annotated[Template, typer.Option(help="chat: the model's own template. plain: text, for base models.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows that run at once.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -52,6 +59,13 @@ Config = Annotated[
     Path | None,
     typer.Option(help="YAML file with these flags.", callback=configured, is_eager=True, show_default=False),
 ]
+
+
+def precision(dtype: str, quantize: str | None) -> str:
+    """A dtype and a quantisation in the one line that `steerlab.load` takes for both. Raises `ConfigError`."""
+    from ..engines.hf_quantize import precision as joined
+
+    return joined(dtype, quantize)
 
 
 def console(*, err: bool = False) -> Console:

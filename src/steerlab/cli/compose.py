@@ -19,12 +19,14 @@ from .common import (  # fmt: skip
     Model,
     OneThinking,
     Opened,
+    Quantize,
     Revision,
     System,
     TemplateOption,
     adopted,
     console,
     dump,
+    precision,
     refuse_overwriting,
     say,
     switched,
@@ -58,6 +60,7 @@ def compose(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     adopt: Adopt = False,
@@ -82,7 +85,7 @@ def compose(
         if path is not None:
             refuse_overwriting(path, force)
     loaded: dict[str, Any] = {
-        "revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size,
+        "revision": revision, "dtype": precision(dtype, quantize), "device": device, "template": template, "batch_size": batch_size,
         "system": system, "thinking": switched(thinking), "rendered": rendered,
     }  # fmt: skip
     suite, parts = _parts(steering, strength, data, rule, model, loaded, (neutral_file, items_file, text))

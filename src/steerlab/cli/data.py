@@ -18,12 +18,14 @@ from .common import (
     Json,
     Model,
     OneThinking,
+    Quantize,
     Revision,
     System,
     TemplateOption,
     Thinking,
     console,
     dump,
+    precision,
     say,
     switched,
     took,
@@ -82,6 +84,7 @@ def make(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     system: System = None,
@@ -102,7 +105,14 @@ def make(
     options = MakeOptions(pairs=pairs, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     judge = None if rule is None else parse_rule(rule)
     with Meter() as meter, progress.shown():
-        engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+        engine = load(
+            model,
+            revision=revision,
+            dtype=precision(dtype, quantize),
+            device=device,
+            template=template,
+            batch_size=batch_size,
+        )
         asks = written(_instructions(instructions, pairs, seed), system, thinking)
         found = made(engine, concept, asks, out=out, judge=judge, options=options)
     if json:

@@ -19,12 +19,14 @@ from .common import (
     IsRendered,
     Json,
     Model,
+    Quantize,
     Revision,
     System,
     TemplateOption,
     Thinking,
     console,
     dump,
+    precision,
     say,
     switched,
     took,
@@ -70,6 +72,7 @@ def evaluate(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     adopt: Adopt = False,
@@ -90,7 +93,7 @@ def evaluate(
     from ..evals.unit import ArmPlan, Plan
 
     loaded: dict[str, Any] = {
-        "revision": revision, "dtype": dtype, "device": device, "template": template, "batch_size": batch_size,
+        "revision": revision, "dtype": precision(dtype, quantize), "device": device, "template": template, "batch_size": batch_size,
         "system": system, "thinking": switched(thinking), "rendered": rendered,
     }  # fmt: skip
     suite = suite_of(model, loaded, pairs, data, (rule, follows, fluent), neutral, items, text, layout, concept)
@@ -240,6 +243,7 @@ def _flat(row: Row) -> dict[str, Any]:
 
 def pilot_suite(variant: str, loaded: Mapping[str, Any], pairs: int, *, neutral_pairs: int = 64) -> PilotSuite:
     """The built-in model's suite. Raises `ConfigError` for what its template hasn't got."""
+    from ..engines.hf_quantize import taken_apart
     from ..errors import ConfigError
     from ..pilot.suite import PilotSuite
 
@@ -247,6 +251,11 @@ def pilot_suite(variant: str, loaded: Mapping[str, Any], pairs: int, *, neutral_
         raise ConfigError(
             "the built-in model's template has no switch for thinking, and its prompts are not rendered; leave --thinking and"
             " --rendered out."
+        )
+    if taken_apart(loaded.get("dtype", "auto"))[1] is not None:
+        raise ConfigError(
+            "the built-in model's own tasks are measured in float32; leave --quantize out, or give your own data (--data FILE"
+            " --rule ...)."
         )
     return PilotSuite(
         variant, pairs=pairs, neutral_pairs=neutral_pairs, batch_size=loaded["batch_size"], device=loaded["device"],

@@ -17,12 +17,14 @@ from .common import (
     Dtype,
     Json,
     Opened,
+    Quantize,
     Revision,
     TemplateOption,
     adopted,
     console,
     dump,
     echo,
+    precision,
     refuse_overwriting,
     say,
     took,
@@ -69,6 +71,7 @@ def export(
     model: TheModel = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     force: Force = False,
@@ -88,7 +91,7 @@ def export(
         engine = None
         if made.needs_model or model is not None:
             named = model or steering.meta.model or "pilot"
-            engine = load(named, revision=revision, dtype=dtype, device=device, template=template)
+            engine = load(named, revision=revision, dtype=precision(dtype, quantize), device=device, template=template)
         written = exports.write(steering, out, format, engine=engine)
     if json:
         dump(
@@ -122,6 +125,7 @@ def import_(
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model that it is for: its sites are checked, and it is bound to it.")] = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     force: Force = False,
@@ -146,7 +150,7 @@ def import_(
     if model is not None:
         from ..loading import load
 
-        engine = load(model, revision=revision, dtype=dtype, device=device, template=template)
+        engine = load(model, revision=revision, dtype=precision(dtype, quantize), device=device, template=template)
         steering = exports.read(file, format, replace(hints, depth=engine.depth)).adopted(engine)
         engine.accept(steering)
     steering.save(out)
@@ -187,6 +191,7 @@ def verify(
     model: TheModel = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     adopt: Adopt = False,
@@ -205,7 +210,7 @@ def verify(
     steering = Steering.load(file).scaled(strength)
     with Meter() as meter, progress.shown():
         named = model or steering.meta.model or "pilot"
-        engine = load(named, revision=revision, dtype=dtype, device=device, template=template)
+        engine = load(named, revision=revision, dtype=precision(dtype, quantize), device=device, template=template)
         if adopt:
             steering = adopted([Opened(file, steering)], engine)[0].steering
         asked = [Example.ask(text) for text in prompt] if prompt else None

@@ -18,12 +18,14 @@ from .common import (
     IsRendered,
     Json,
     Model,
+    Quantize,
     Revision,
     System,
     TemplateOption,
     Thinking,
     dump,
     echo,
+    precision,
     refuse_overwriting,
     say,
     switched,
@@ -80,6 +82,7 @@ def fit(
     model: str = "pilot",
     revision: str | None = None,
     dtype: str = "auto",
+    quantize: str | None = None,
     device: str | None = None,
     template: Any = "chat",
     system: str | None = None,
@@ -111,8 +114,8 @@ def fit(
     with Meter() as meter, progress.shown():
         contrast = read_data(data, n=pairs, seed=data_seed, layout=layout, concept=concept)
         engine = load(
-            model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size, system=system,
-            thinking=switched(thinking), rendered=rendered,
+            model, revision=revision, dtype=precision(dtype, quantize), device=device, template=template,
+            batch_size=batch_size, system=system, thinking=switched(thinking), rendered=rendered,
         )  # fmt: skip
         if thinking == "both":
             contrast = contrast.both_ways_of_thinking()
@@ -155,8 +158,8 @@ def _command(name: str, cls: type[Any]) -> Callable[..., None]:
     hints = get_type_hints(cls, include_extras=True)
     own = [parameter(f, hints[f.name]) for f in dataclasses.fields(cls) if f.init]
     common = {
-        "model": (Model, "pilot"), "revision": (Revision, None), "dtype": (Dtype, "auto"), "device": (Device, None),
-        "template": (TemplateOption, "chat"), "system": (System, None), "thinking": (Thinking, None),
+        "model": (Model, "pilot"), "revision": (Revision, None), "dtype": (Dtype, "auto"), "quantize": (Quantize, None),
+        "device": (Device, None), "template": (TemplateOption, "chat"), "system": (System, None), "thinking": (Thinking, None),
         "rendered": (IsRendered, False), "batch_size": (BatchSize, 32), "layout": (Layout, None),
         "concept": (Concept, None), "pairs": (Pairs, 64), "data_seed": (DataSeed, 0), "cache_gb": (Cache, 0.0),
         "dry_run": (DryRun, False), "force": (Force, False),

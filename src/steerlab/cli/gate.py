@@ -17,11 +17,13 @@ from .common import (
     Model,
     OneThinking,
     Opened,
+    Quantize,
     Revision,
     System,
     TemplateOption,
     adopted,
     dump,
+    precision,
     refuse_overwriting,
     say,
     switched,
@@ -52,6 +54,7 @@ def gate(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     adopt: Adopt = False,
@@ -76,7 +79,7 @@ def gate(
         steering, contrast = Steering.load(file), read_data(data, n=pairs, seed=seed)
         others = () if neutral is None else read_prompts(neutral, n=4 * pairs, seed=seed)
         engine = load(
-            model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size, system=system,
+            model, revision=revision, dtype=precision(dtype, quantize), device=device, template=template, batch_size=batch_size, system=system,
             thinking=switched(thinking),
         )  # fmt: skip
         if adopt:

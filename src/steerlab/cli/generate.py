@@ -21,6 +21,7 @@ from .common import (
     IsRendered,
     Json,
     Model,
+    Quantize,
     Revision,
     System,
     TemplateOption,
@@ -32,6 +33,7 @@ from .common import (
     echo,
     keep_to_range,
     opened,
+    precision,
     say,
     switched,
     took,
@@ -61,6 +63,7 @@ def generate(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     batch_size: BatchSize = 32,
@@ -89,7 +92,7 @@ def generate(
     number = itertools.count(seed)  # a seed for each prompt, the same in all columns: only what heads them differs
     with Meter() as meter:
         engine = load(
-            model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size, system=system,
+            model, revision=revision, dtype=precision(dtype, quantize), device=device, template=template, batch_size=batch_size, system=system,
             thinking=switched(thinking), rendered=rendered,
         )  # fmt: skip
         if any(file.foreign for file in files):

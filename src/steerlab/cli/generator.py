@@ -17,10 +17,12 @@ from .common import (
     Dtype,
     Json,
     Model,
+    Quantize,
     Revision,
     TemplateOption,
     dump,
     echo,
+    precision,
     refuse_overwriting,
     say,
     took,
@@ -63,6 +65,7 @@ def write(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     force: Force = False,
@@ -78,7 +81,7 @@ def write(
     from .show import drawn
 
     with Meter() as meter:
-        engine = load(model, revision=revision, dtype=dtype, device=device, template=template)
+        engine = load(model, revision=revision, dtype=precision(dtype, quantize), device=device, template=template)
         steering = Generator.load(file, engine)(description, prompt)
         steering.save(out)
     if json:
@@ -101,6 +104,7 @@ def train(
     model: str,
     revision: str | None,
     dtype: str,
+    quantize: str | None,
     device: str | None,
     template: Any,
     run_batch_size: int,
@@ -124,7 +128,12 @@ def train(
             for c in read_concepts(source, concepts=concepts, n=pairs, seed=data_seed, layout=layout)
         ]
         engine = load(
-            model, revision=revision, dtype=dtype, device=device, template=template, batch_size=run_batch_size
+            model,
+            revision=revision,
+            dtype=precision(dtype, quantize),
+            device=device,
+            template=template,
+            batch_size=run_batch_size,
         )
         keep = Keep(disk=int(cache_gb * 1e9), folder=cache_folder(engine)) if cache_gb else None
         generator = made.fit_generator(engine, contrasts, keep=keep)
@@ -149,8 +158,8 @@ def _training() -> Callable[..., None]:
     required = [inspect.Parameter("data", kind, annotation=Sources), inspect.Parameter("out", kind, annotation=Out)]
     common = {
         "concepts": (Concepts, None), "pairs": (Pairs, 16), "data_seed": (DataSeed, 0), "layout": (Layout, None),
-        "model": (Model, "pilot"), "revision": (Revision, None), "dtype": (Dtype, "auto"), "device": (Device, None),
-        "template": (TemplateOption, "chat"), "run_batch_size": (BatchSize, 32), "cache_gb": (Cache, 0.0),
+        "model": (Model, "pilot"), "revision": (Revision, None), "dtype": (Dtype, "auto"), "quantize": (Quantize, None),
+        "device": (Device, None), "template": (TemplateOption, "chat"), "run_batch_size": (BatchSize, 32), "cache_gb": (Cache, 0.0),
         "force": (Force, False), "json": (Json, False), "config": (Config, None),
     }  # fmt: skip
 

@@ -17,12 +17,14 @@ from .common import (  # fmt: skip
     Dtype,
     Json,
     Model,
+    Quantize,
     Revision,
     TemplateOption,
     coloured,
     console,
     dump,
     echo,
+    precision,
     say,
     took,
 )
@@ -58,6 +60,7 @@ def make(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     batch_size: BatchSize = 64,
@@ -77,7 +80,7 @@ def make(
     plan = parse_arm(arm)
     loaded: dict[str, Any] = {
         "revision": revision,
-        "dtype": dtype,
+        "dtype": precision(dtype, quantize),
         "device": device,
         "template": template,
         "batch_size": batch_size,

@@ -7,7 +7,22 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import BatchSize, Config, Device, Dtype, Json, Model, Revision, TemplateOption, console, dump, say, took
+from .common import (
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Quantize,
+    Revision,
+    TemplateOption,
+    console,
+    dump,
+    precision,
+    say,
+    took,
+)
 
 UNIT = "factors are in this library's unit: 1 is the effect as fitted"
 
@@ -27,6 +42,7 @@ def reproduce(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     batch_size: BatchSize = 32,
@@ -55,7 +71,14 @@ def reproduce(
         )
     which = None if small else found.setting(setting)
     with Meter() as meter, progress.shown():
-        engine = load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+        engine = load(
+            model,
+            revision=revision,
+            dtype=precision(dtype, quantize),
+            device=device,
+            template=template,
+            batch_size=batch_size,
+        )
         if small:
             size = (
                 Size(pairs=24, prompts=8, items=12, suite=12, epochs=3, strengths=(1.0, 1.5), tokens=40)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, nearest
-from .common import Adopt, BatchSize, Config, Device, Dtype, Model, Revision, TemplateOption
+from .common import Adopt, BatchSize, Config, Device, Dtype, Model, Quantize, Revision, TemplateOption, precision
 
 KEY = "STEERLAB_API_KEY"
 ENGINES = ("hf", "vllm")
@@ -27,6 +27,7 @@ def serve(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     served_model_name: Annotated[str | None, typer.Option(help="What requests call the model; without: its name, or the last part of its path.")] = None,
@@ -97,7 +98,7 @@ def serve(
 
         plan = Plan(
             model, replace(settings, store=store.resolve(), shared=True), known, tuple(path.resolve() for path in steering or ()),
-            revision, dtype, device, template, replicas, most_replicas, cpus, gpus,
+            revision, precision(dtype, quantize), device, template, replicas, most_replicas, cpus, gpus,
         )  # fmt: skip
         tell(f"deploying {replicas} replicas of {model}")
         serve_replicas(
@@ -111,11 +112,11 @@ def serve(
     tell(f"loading {model}")
     runs = (
         load_vllm(
-            model, steerings=[*(steering or ()), *readable(store)], revision=revision, dtype=dtype,
+            model, steerings=[*(steering or ()), *readable(store)], revision=revision, dtype=precision(dtype, quantize),
             template=template, rows=batch_size, options=engine_options,
         )
         if engine == "vllm"
-        else load(model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size)
+        else load(model, revision=revision, dtype=precision(dtype, quantize), device=device, template=template, batch_size=batch_size)
     )  # fmt: skip
     service = Service(runs, settings, known)
     for path in steering or ():

@@ -16,6 +16,7 @@ from .common import (
     Json,
     Model,
     OneThinking,
+    Quantize,
     Revision,
     System,
     TemplateOption,
@@ -24,6 +25,7 @@ from .common import (
     console,
     dump,
     opened,
+    precision,
     refuse_overwriting,
     say,
     switched,
@@ -51,6 +53,7 @@ def suite(
     model: Model = "pilot",
     revision: Revision = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = None,
     template: TemplateOption = "chat",
     adopt: Adopt = False,
@@ -88,7 +91,7 @@ def suite(
     with Meter() as meter, progress.shown():
         items = found.of_pilot(_own(found, variant)) if data is None else found.read(data)
         engine = load(
-            model, revision=revision, dtype=dtype, device=device, template=template, batch_size=batch_size, system=system,
+            model, revision=revision, dtype=precision(dtype, quantize), device=device, template=template, batch_size=batch_size, system=system,
             thinking=switched(thinking),
         )  # fmt: skip
         files = opened(steering or [])

@@ -46,6 +46,7 @@ from .hf_hooks import Hooks, Plan, refuse_compiled
 from .hf_model import ends, identity, loaded, pad_id, shape, sizes_of, sketch, text_config
 from .hf_offload import home
 from .hf_pass import Passes, without_gradients
+from .hf_quantize import Quantize, precision, quantisation
 from .hf_refuse import refused, without_prompts
 from .hf_rows import Padding, decoding, item, padded
 from .hf_sites import Anatomy
@@ -104,6 +105,7 @@ class HFEngine(Trainable):
         revision: str | None = None,
         dtype: str = "auto",
         device: str | None = None,
+        quantize: Quantize | None = None,
         template: Template = "chat",
         batch_size: int = 32,
         label: str | None = None,
@@ -112,10 +114,11 @@ class HFEngine(Trainable):
         """A model by its name on the hub or its folder, in evaluation mode (`steerlab.load` knows the built-in ones).
 
         `label` is what the engine calls it. `device` is cpu, cuda, …, or a device map of accelerate's that spreads it over
-        what there is: auto, balanced, balanced_low_0 or sequential. Raises `ArtefactError` where it can't be loaded,
-        `ConfigError` for a device that doesn't exist.
+        what there is: auto, balanced, balanced_low_0 or sequential. `quantize` is 4bit or 8bit, by bitsandbytes (extra
+        `quantize`): the blocks' matrices, while the rest stays in the dtype. Raises `ArtefactError` where it can't be loaded,
+        `ConfigError` for a device that doesn't exist, and where bitsandbytes isn't installed.
         """
-        model, tokenizer = loaded(name, revision=revision, dtype=dtype, device=device)
+        model, tokenizer = loaded(name, revision=revision, dtype=precision(dtype, quantize), device=device)
         return cls(
             model.eval(), tokenizer, template=template, batch_size=batch_size, name=label or name, rendering=rendering
         )
@@ -170,6 +173,8 @@ class HFEngine(Trainable):
                 "sizes": sizes_of(text_config(self.model)),
                 "sketch": sketch(self.model, self.anatomy),
             }
+            if (how := quantisation(self.model)) is not None:
+                self._fingerprint["quantised"] = how
         return self._fingerprint
 
     @property

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArtefactError, ConfigError, nearest
+from ..errors import ArtefactError, ConfigError, SteerlabError, nearest
 from .hf_offload import elsewhere, tensors
+from .hf_quantize import inside, is_wrapped, settings, taken_apart
 from .hf_sites import Anatomy
 
 if TYPE_CHECKING:
@@ -73,16 +74,22 @@ def sketch(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, list[float]]:
 
     Quantised weights are stored packed and are left out; the others still tell the model.
     """
-    middle = [p for p in anatomy.blocks[anatomy.depth // 2].parameters() if p.ndim == 2 and p.is_floating_point()]
+    inner = anatomy.blocks[anatomy.depth // 2].parameters()
+    middle = [p for p in inner if p.ndim == 2 and p.is_floating_point() and not is_wrapped(p)]
     named = {"embed": model.get_input_embeddings().weight, "block": max(middle, key=Tensor.numel, default=None)}
     names, away = {id(p): name for name, p in model.named_parameters()}, elsewhere(model)
     sketch: dict[str, list[float]] = {}
     for name, weight in named.items():
         if isinstance(weight, Tensor) and weight.device.type == "meta" and (lies := names.get(id(weight))) in away:
             weight = away[lies]()
-        if isinstance(weight, Tensor) and weight.ndim == 2 and weight.device.type != "meta":
+        if isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point() and _here(weight):
             sketch[name] = sampled(weight)
     return sketch
+
+
+def _here(weight: Tensor) -> bool:
+    """Whether its numbers can be read: they are in memory, and not in a form of another kind inside."""
+    return weight.device.type != "meta" and not is_wrapped(weight)
 
 
 def sampled(weight: Tensor) -> list[float]:
@@ -95,13 +102,19 @@ def sampled(weight: Tensor) -> list[float]:
 def identity(model: PreTrainedModel, template: str) -> str:
     """A digest of all weights, by three sums of each piece, with their dtype and the template."""
     h = hashlib.sha256(f"{template} {model.dtype}".encode())
-    for name, t in tensors(model):
+    each = ((n, t) for name, whole in tensors(model) for n, t in _plain(name, whole))
+    for name, t in each:
         h.update(f"{name} {tuple(t.shape)}".encode())
         for piece in t.detach().flatten().split(2**22):
             x = piece.double()
             sums = (x.sum(), x.square().sum(), x @ torch.arange(len(x), dtype=x.dtype, device=x.device))
             h.update(str([v.item() for v in sums]).encode())
     return h.hexdigest()[:32]
+
+
+def _plain(name: str, t: Tensor) -> list[tuple[str, Tensor]]:
+    """A tensor under its name, or those that a wrapped one holds."""
+    return [(f"{name}.{key}", held) for key, held in inside(t).items()] if is_wrapped(t) else [(name, t)]
 
 
 def shape(model: PreTrainedModel) -> str:
@@ -128,19 +141,27 @@ def loaded(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     whole = None if device is None or device in SPREAD else _device(device)
+    dtype, kind = taken_apart(dtype)
+    spread: Any = device if device in SPREAD else None
     try:
         with no_bars():
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+            quantised: dict[str, Any] = {}
+            if kind is not None:
+                spread = spread or {"": whole or torch.device("cpu")}
+                quantised["quantization_config"] = settings(name, revision, dtype, kind)
             model = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision, dtype=dtype, device_map=device if device in SPREAD else None
+                name, revision=revision, dtype=dtype, device_map=spread, **quantised
             )
+    except SteerlabError:
+        raise
     except (OSError, ValueError, ImportError) as problem:
         first = str(problem).strip().splitlines()[0]
         raise ArtefactError(
             f"the model {name!r} can't be loaded: {first} Give a folder that `save_pretrained` wrote, a name on the hub"
             " (needs a network, or its cache), or 'pilot' for the built-in model."
         ) from problem
-    if whole is not None:
+    if whole is not None and kind is None:
         cast("nn.Module", model).to(whole)
     return model, tokenizer
 

@@ -35,6 +35,10 @@ def likeness(there: Mapping[str, Any], here: Mapping[str, Any]) -> Likeness:
     rows = min(sizes_there["vocab_size"], sizes_here["vocab_size"]) if resized else None
     kin = True
     sketch_there, sketch_here = there.get("sketch") or {}, here.get("sketch") or {}
+    how_there, how_here = there.get("quantised"), here.get("quantised")
+    older = how_there is None and "block" not in sketch_there  # fitted before it was written down
+    if how_there != how_here and not older:
+        seen.append(f"weights are {how_there or 'not quantised'} there and {how_here or 'not quantised'} here")
     for name in dict.fromkeys((*sketch_there, *sketch_here)):
         if name not in sketch_there or name not in sketch_here:
             where = "there" if name in sketch_here else "here"
