@@ -15,6 +15,7 @@ from steerlab.evals.compare import Ask, Side, compare, paired, sides
 from steerlab.evals.inference import benjamini_hochberg, difference, holm, level_of, student_cdf, student_quantile
 from steerlab.evals.power import Components, Design, concepts_needed, power, prompts_needed, smallest
 from steerlab.evals.results import Arm, Results, Values
+from steerlab.evals.stats import bootstrap
 
 # --- the t distribution ---------------------------------------------------------------------------------------------------------
 
@@ -100,6 +101,86 @@ def test_adjusted_p_are_those_of_worked_cases():
     rng = np.random.default_rng(0)
     some = rng.random(20).tolist()
     assert all(p <= b <= h for p, b, h in zip(some, benjamini_hochberg(some), holm(some), strict=True))
+
+
+# --- items that tasks share -----------------------------------------------------------------------------------------------------
+
+
+def test_shared_items_add_their_own_variance_by_the_two_way_analysis():
+    """By hand: mean squares of tasks, items and what is left; var = (MSA + MSB − MSE) / (T·I), Satterthwaite's df."""
+    rng = np.random.default_rng(3)
+    d = rng.normal(0, 1, (6, 1)) + rng.normal(0, 2, (1, 9)) + rng.normal(0, 1, (6, 9))
+    whole, tasks, items = d.mean(), d.mean(axis=1), d.mean(axis=0)
+    a = 9 * np.square(tasks - whole).sum() / 5
+    b = 6 * np.square(items - whole).sum() / 8
+    e = np.square(d - tasks[:, None] - items + whole).sum() / 40
+    found = difference([[row] for row in d.tolist()], share=False, items=[["one"]] * 6)
+    assert found.error**2 == pytest.approx((a + b - e) / 54)
+    assert found.df == pytest.approx((a + b - e) ** 2 / (a * a / 5 + b * b / 8 + e * e / 40))
+    assert (found.level, found.items, found.mean) == ("concepts", 9, pytest.approx(whole))
+    alone = difference([[row] for row in d.tolist()], share=False)
+    assert alone.error**2 == pytest.approx(a / 54) and alone.items == 0
+    of = Components.of([[row] for row in d.tolist()], [["one"]] * 6)
+    assert (of.items, of.prompts, of.concepts) == tuple(map(pytest.approx, ((b - e) / 6, e, (a - e) / 9)))
+    design = Design.of([[row] for row in d.tolist()], "concepts", [["one"]] * 6)
+    assert design.error(of) == pytest.approx(found.error)
+    assert design.freedom(of) > design.df
+
+
+def test_items_of_ones_own_leave_everything_as_it_was():
+    rng = np.random.default_rng(4)
+    values = rng.normal(0, 1, (6, 2, 8)).tolist()
+    own = [[(task, seed) for seed in range(2)] for task in range(6)]
+    for level in ("concepts", "fits", "prompts"):
+        assert difference(values, share=False, level=level, items=own) == difference(values, share=False, level=level)
+    assert Components.of(values, own) == Components.of(values)
+    assert bootstrap(values, items=own) == bootstrap(values)
+
+
+@pytest.mark.parametrize(("tasks", "fits", "level"), [(8, 1, "concepts"), (3, 2, "fits"), (2, 1, "prompts")])
+def test_intervals_hold_the_truth_where_tasks_share_items(tasks, fits, level):
+    """95 % of 400, within three standard errors (3.3 points); as if each had its own, far fewer."""
+    rng, names, hits = np.random.default_rng(5), [list(range(fits))] * tasks, {"shared": 0, "own": 0}
+    for _ in range(400):
+        task = rng.normal(0, 0.05 * (level == "concepts"), (tasks, 1, 1))
+        fit = rng.normal(0, 0.02 * (level == "fits"), (tasks, fits, 1))
+        d = (task + fit + rng.normal(0, 0.5, (1, fits, 60)) + rng.normal(0, 0.3, (tasks, fits, 60))).tolist()
+        for name, items in (("shared", names), ("own", None)):
+            found = difference(d, share=False, level=level, items=items)
+            hits[name] += found.low <= 0 <= found.high
+    assert hits["shared"] >= 400 * 0.95 - 3 * math.sqrt(400 * 0.95 * 0.05)
+    assert hits["own"] < 400 * 0.93
+
+
+def test_missing_values_leave_the_rest_of_an_item():
+    rng = np.random.default_rng(6)
+    d = (rng.normal(0, 1, (1, 30)) + rng.normal(0, 0.5, (7, 30))).tolist()
+    gaps = [[None if (t + i) % 6 == 0 else v for i, v in enumerate(row)] for t, row in enumerate(d)]
+    whole, some = (difference([[r] for r in rows], share=False, items=[[0]] * 7) for rows in (d, gaps))
+    assert some.missing == 35 and some.items == 30
+    assert some.error == pytest.approx(whole.error, rel=0.25)  # a sixth is missing: fixed draws, no rounding
+    assert some.error > 2 * difference([[r] for r in gaps], share=False).error
+
+
+def test_more_tasks_dont_help_where_items_vary():
+    of = Components(0.0001, 0.0, 0.01, 0.2)
+    design = Design(10, 1, 100, "concepts", 1)
+    assert concepts_needed(0.05, design, of) is None
+    n = prompts_needed(0.05, design, of)
+    assert n is not None and power(0.05, replace(design, prompts=n), of) >= 0.8
+    assert n == pytest.approx(
+        0.2 * (1.96 + 0.8416) ** 2 / 0.05**2, rel=0.1
+    )  # the normal's formula, without tasks and the rest
+
+
+def test_a_bootstrap_draws_shared_items_once():
+    rng = np.random.default_rng(7)
+    d = (rng.normal(0, 1, (1, 50)) + rng.normal(0, 0.1, (20, 50))).tolist()
+    shared, own = (bootstrap([[row] for row in d], items=items) for items in ([["x"]] * 20, None))
+    assert shared.mean == pytest.approx(own.mean) and shared.n == own.n == 1000
+    half = 1.96 * np.mean(d, axis=0).std() / math.sqrt(50)
+    assert (shared.high - shared.low) / 2 == pytest.approx(half, rel=0.15)  # fixed draws: a thousand know an end to 5 %
+    assert own.high - own.low < (shared.high - shared.low) / 2
 
 
 # --- power ----------------------------------------------------------------------------------------------------------------------
@@ -217,10 +298,10 @@ def test_arms_that_met_other_prompts_are_refused():
 def test_what_only_one_arm_has_is_left_out_and_said():
     good, bad = both()
     less = replace(bad.results, values=[v for v in bad.results.values if not (v.arm == "bad" and v.task == "t3")])
-    clusters, notes = paired(good, Side(less, "bad", "bad"), "elicit", "joint", Ask())
+    clusters, notes, _ = paired(good, Side(less, "bad", "bad"), "elicit", "joint", Ask())
     assert len(clusters) == 5 and "t3" in notes[0]
-    assert len(paired(good, bad, "elicit", "joint", Ask(tasks=("t1",)))[0]) == 1
-    assert not paired(good, bad, "elicit", "joint", Ask(groups=("refusal",)))[0]
+    assert len(paired(good, bad, "elicit", "joint", Ask(tasks=("t1",))).clusters) == 1
+    assert not paired(good, bad, "elicit", "joint", Ask(groups=("refusal",))).clusters
 
 
 def test_values_survive_the_file_and_the_command_line_tells_them(tmp_path, capsys, monkeypatch):

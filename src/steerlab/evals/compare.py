@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError, DataError, nearest
 from .inference import Difference, Level, benjamini_hochberg, difference, holm
 from .power import Components, Design, concepts_needed, prompts_needed, smallest
 from .results import Direction, Results, Values
-from .stats import Clusters
+from .stats import Clusters, Sets
 
 Setting = Literal["unit", "tuned"]
 Correction = Literal["holm", "bh", "none"]
@@ -139,7 +139,8 @@ class Compared:
         d = self.design
         count = f"{_many(d.concepts, 'task')} × {_many(d.fits, 'fit')} × {_many(d.prompts, 'value')}"
         missing = f", {f.missing} pairs not judged" if f.missing else ""
-        return f"{lead} ({1 - self.ask.alpha:.0%} interval {low} to {high}; {p}; {count}{missing}). {_REACH[f.level]}"
+        interval = f"{1 - self.ask.alpha:.0%} interval {low} to {high}"
+        return f"{lead} ({interval}; {p}; {count}{missing}). {_REACH[f.level, f.items > 0]}"
 
     @property
     def plan(self) -> str:
@@ -172,9 +173,15 @@ class Compared:
 
 
 _REACH = {
-    "concepts": "It holds for tasks like these.",
-    "fits": "It holds for these tasks and further fits.",
-    "prompts": "It holds for these fits alone, on prompts like these; another fit may differ.",
+    ("concepts", False): "It holds for tasks like these.",
+    (
+        "concepts",
+        True,
+    ): "It holds for tasks and items like these; the items are the same for all tasks, and counted as such.",
+    ("fits", False): "It holds for these tasks and further fits.",
+    ("fits", True): "It holds for these tasks, further fits, and items like these, which tasks or fits share.",
+    ("prompts", False): "It holds for these fits alone, on prompts like these; another fit may differ.",
+    ("prompts", True): "It holds for these fits alone, on items like these, which they share; another fit may differ.",
 }
 _VARY = {"concepts": "tasks", "fits": "fits", "prompts": "prompts"}
 
@@ -252,31 +259,38 @@ def compare(first: Side, others: Sequence[Side], ask: Ask = Ask()) -> list[Compa
     ]
 
 
+class Pairs(NamedTuple):
+    """The differences a − b by task, fit and value, what was left out, and the items each fit met (None: its own prompts)."""
+
+    clusters: Clusters
+    notes: tuple[str, ...]
+    items: Sets | None
+
+
 def _one(a: Side, b: Side, direction: Direction, measure: str, ask: Ask) -> Compared | None:
-    clusters, notes = paired(a, b, direction, measure, ask)
-    found = (
-        difference(clusters, level=ask.level, share=measure not in UNBOUNDED, confidence=1 - ask.alpha)
-        if clusters
-        else None
-    )
+    clusters, notes, items = paired(a, b, direction, measure, ask)
+    if not clusters:
+        return None
+    share = measure not in UNBOUNDED
+    found = difference(clusters, level=ask.level, share=share, confidence=1 - ask.alpha, items=items)
     if found is None:
         return None
     try:
-        of = Components.of(clusters)
+        of = Components.of(clusters, items)
     except ConfigError:
         of = None
-    return Compared(
-        a.name, b.name, direction, measure, found, found.p, Design.of(clusters, found.level), of, ask, 1, notes
-    )
+    design = Design.of(clusters, found.level, items)
+    return Compared(a.name, b.name, direction, measure, found, found.p, design, of, ask, 1, notes)
 
 
-def paired(a: Side, b: Side, direction: Direction, measure: str, ask: Ask) -> tuple[Clusters, tuple[str, ...]]:
-    """The differences a − b by task, fit and prompt, and what was left out."""
+def paired(a: Side, b: Side, direction: Direction, measure: str, ask: Ask) -> Pairs:
+    """Two arms' differences on one measure. Raises `DataError` where they met other prompts."""
     mine, theirs = a.values(direction, ask.setting), b.values(direction, ask.setting)
     asked = {t["name"] for t in a.results.tasks if _asked(t, ask)}
     both = [key for key in mine if key in theirs and key[0] in asked]
     left = sorted({key[0] for key in {*mine, *theirs} if key[0] in asked and key not in both})
     by_task: dict[str, list[list[float | None]]] = {}
+    met: dict[str, list[str]] = {}
     for key in both:
         x, y = mine[key], theirs[key]
         if measure not in x.measures or measure not in y.measures or not x.measures[measure] or not y.measures[measure]:
@@ -289,10 +303,11 @@ def paired(a: Side, b: Side, direction: Direction, measure: str, ask: Ask) -> tu
             )
         pairs = zip(x.measures[measure], y.measures[measure], strict=True)
         by_task.setdefault(key[0], []).append([None if v is None or w is None else v - w for v, w in pairs])
+        met.setdefault(key[0], []).append(x.items)
     notes = (
         (f"only one of {a.name} and {b.name} was measured in some fits of {', '.join(left)}: left out",) if left else ()
     )
-    return list(by_task.values()), notes
+    return Pairs(list(by_task.values()), notes, list(met.values()) if measure in OF_ITEMS else None)
 
 
 def _asked(task: Mapping[str, Any], ask: Ask) -> bool:

@@ -6,12 +6,17 @@ about, is the `level`: `concepts` (it holds for concepts like these), `fits` (fo
 gives the standard error, and Student's t the interval. Resampling every level at once, as `stats.bootstrap` does for the
 intervals of a report, counts what varies inside twice, and a percentile interval of few units is too narrow: it is no test
 (`benchmarks/compare.py` has both by simulation).
+
+Items of a capability test, neutral prompts and texts are often the same for all tasks: tasks and items are then crossed. A
+difference that one item brings, it brings to every task, and more tasks don't average it away. `items` names the set that each
+fit met; where fits share one, the variance of items is added (two-way random effects: Searle, Casella & McCulloch 1992, ch. 4),
+with Satterthwaite's degrees of freedom.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -19,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import ConfigError
-from .stats import Clusters
+from .stats import Clusters, Sets
 
 Level = Literal["concepts", "fits", "prompts"]
 LEVELS: tuple[Level, ...] = ("concepts", "fits", "prompts")
@@ -31,7 +36,8 @@ class Difference:
     """A mean difference with its interval, its p, and its size in standard deviations of the level's units.
 
     `standardised` is Hedges' g of the paired differences (None where they don't vary). `better`, `worse` and `same` are shares of
-    the pairs. `pairs` were compared, `missing` had a side that could not be judged.
+    the pairs. `pairs` were compared, `missing` had a side that could not be judged. `items` are how many items concepts or fits
+    share (0: none), whose own variance `error` then holds.
     """
 
     mean: float
@@ -48,6 +54,7 @@ class Difference:
     better: float
     worse: float
     same: float
+    items: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -64,11 +71,17 @@ class _Spread(NamedTuple):
 
 
 def difference(
-    clusters: Clusters, *, level: Level | None = None, share: bool = True, confidence: float = 0.95
+    clusters: Clusters,
+    *,
+    level: Level | None = None,
+    share: bool = True,
+    confidence: float = 0.95,
+    items: Sets | None = None,
 ) -> Difference | None:
     """What paired differences (concepts, of fits, of prompts) say of their mean; None where no pair is there.
 
-    `level` is what is to vary; none: `level_of`. `share` says that a difference lies between −1 and 1. Where not one unit differs
+    `level` is what is to vary; none: `level_of`. `items` names the set of items that each fit met: the values of fits with one
+    name are of the same items in the same order. `share` says that a difference lies between −1 and 1. Where not one unit differs
     from another, t has nothing to go by: the interval then reaches 3/units further both ways (the rule of three), since so many
     units can't exclude more.
     """
@@ -80,6 +93,8 @@ def difference(
     missing = sum(v is None for concept in clusters for fit in concept for v in fit)
     mean = float(np.mean([np.mean([np.mean(fit) for fit in concept]) for concept in kept]))
     spread = _SPREAD[level](kept)
+    crossed = [] if items is None else shared_sets(clusters, items, level)
+    spread = _with_items(spread, crossed)
     if spread.error > 1e-12 * max(1.0, abs(mean)):
         half = student_quantile((1 + confidence) / 2, spread.df) * spread.error
         p = 2 * student_cdf(-abs(mean) / spread.error, spread.df)
@@ -96,6 +111,7 @@ def difference(
     return Difference(
         mean, max(-bound, mean - half), min(bound, mean + half), p, spread.error, spread.df, level, spread.units, len(flat),
         missing, size, float(np.mean(signs > 0)), float(np.mean(signs < 0)), float(np.mean(signs == 0)),
+        sum(c.items for c in crossed),
     )  # fmt: skip
 
 
@@ -147,6 +163,83 @@ def _within(groups: Sequence[Sequence[float]], weights: Sequence[float], what: s
     pooled = sum((len(g) - 1) * float(np.var(g, ddof=1)) for g in groups if len(g) > 1) / df
     error = math.sqrt(pooled * sum(w * w / len(g) for w, g in zip(weights, groups, strict=True)))
     return _Spread(error, df, sum(map(len, groups)), math.sqrt(pooled))
+
+
+class SharedSet(NamedTuple):
+    """A set of items that several fits met, and what its items' variance adds to the mean's.
+
+    `between` and `within` are mean squares of items and of what is left, `per_item` the fits behind an item, `weight` the share
+    of the items' variance over their number that the level's own spread doesn't hold.
+    """
+
+    items: int
+    between: float
+    within: float
+    within_df: int
+    per_item: float
+    weight: float
+
+    @property
+    def variance(self) -> float:
+        """Of items, by the method of moments; what comes out below 0 is 0."""
+        return max(0.0, (self.between - self.within) / self.per_item)
+
+
+def shared_sets(clusters: Clusters, items: Sets, level: Level) -> list[SharedSet]:
+    """The sets of items that more than one fit met."""
+    rows: dict[Hashable, list[tuple[int, float, np.ndarray]]] = {}
+    there = [
+        (n, [(name, fit) for fit, name in zip(concept, names, strict=True) if any(v is not None for v in fit)])
+        for n, (concept, names) in enumerate(zip(clusters, items, strict=True))
+    ]
+    there = [(n, fits) for n, fits in there if fits]
+    for n, fits in there:
+        for name, fit in fits:
+            values = np.array([math.nan if v is None else float(v) for v in fit])
+            rows.setdefault((name, len(values)), []).append((n, 1 / (len(there) * len(fits)), values))
+    return [found for fits in rows.values() if (found := _shared_set(fits, level)) is not None]
+
+
+def _shared_set(fits: Sequence[tuple[int, float, np.ndarray]], level: Level) -> SharedSet | None:
+    values = np.stack([row for _, _, row in fits])
+    counts = (~np.isnan(values)).sum(axis=0)
+    values, counts = values[:, counts > 0], counts[counts > 0]
+    n, pairs = len(counts), int(counts.sum())
+    within_df = pairs - n - (len(fits) - 1)
+    if len(fits) < 2 or n < 2 or within_df < 1:
+        return None
+    off = values - np.nanmean(values, axis=1, keepdims=True)
+    means = np.nanmean(off, axis=0)
+    of_concepts: dict[int, list[float]] = {}
+    for concept, weight, _ in fits:
+        of_concepts.setdefault(concept, []).append(weight)
+    counted = {
+        "prompts": sum(w * w for weights in of_concepts.values() for w in weights),
+        "fits": 0.0 if max(map(len, of_concepts.values())) > 1 else sum(w * w for _, w, _ in fits),
+        "concepts": sum(sum(weights) ** 2 for weights in of_concepts.values()) if len(of_concepts) == 1 else 0.0,
+    }[level]
+    return SharedSet(
+        n,
+        float((counts * means**2).sum()) / (n - 1),
+        float(np.nansum((off - means) ** 2)) / within_df,
+        within_df,
+        (pairs - float((counts**2).sum()) / pairs) / (n - 1),
+        max(0.0, sum(w for _, w, _ in fits) ** 2 - counted),
+    )
+
+
+def _with_items(spread: _Spread, crossed: Sequence[SharedSet]) -> _Spread:
+    """The spread with what shared items add, and Satterthwaite's degrees of freedom."""
+    own = spread.error**2
+    added = [(c, c.weight / c.items) for c in crossed if c.variance > 0 and c.weight > 0]
+    whole = own + sum(c.variance * k for c, k in added)
+    if whole == own:
+        return spread
+    parts = own**2 / spread.df + sum(
+        (k * c.between / c.per_item) ** 2 / (c.items - 1) + (k * c.within / c.per_item) ** 2 / c.within_df
+        for c, k in added
+    )
+    return spread._replace(error=math.sqrt(whole), df=whole**2 / parts)
 
 
 _SPREAD = {"concepts": _over_concepts, "fits": _over_fits, "prompts": _over_prompts}

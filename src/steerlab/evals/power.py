@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import ConfigError
-from .inference import ENOUGH, Level, known, student_quantile
-from .stats import Clusters
+from .inference import ENOUGH, Level, known, shared_sets, student_quantile
+from .stats import Clusters, Sets
 
 MOST = 100_000
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(80)
@@ -18,15 +18,21 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(80)
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The variance of a paired difference between concepts, between fits of a concept, and between prompts of a fit."""
+    """The variance of a paired difference between concepts, between fits of a concept, and between prompts of a fit.
+
+    `items` is that between items which fits share; `prompts` is then what is left.
+    """
 
     concepts: float
     fits: float
     prompts: float
+    items: float = 0.0
 
     @classmethod
-    def of(cls, clusters: Clusters) -> Components:
+    def of(cls, clusters: Clusters, items: Sets | None = None) -> Components:
         """By the method of moments (nested analysis of variance); what comes out below 0 is 0.
+
+        `items` names the sets that fits met (`inference.difference`).
 
         A level with one unit only has no variance of its own: it stands as 0 and its part lies in the one below. Raises
         `ConfigError` where not even prompts vary within a fit because each has one.
@@ -36,13 +42,25 @@ class Components:
         within = _pooled(fits)
         if within is None:
             raise ConfigError("no fit has two prompts that were judged; measure more before asking how many it takes.")
+        crossed = [] if items is None else shared_sets(clusters, items, "prompts")
+        weights = sum(c.within_df for c in crossed)
+        of_items = sum(c.variance * c.within_df for c in crossed) / weights if weights else 0.0
         per_fit = _harmonic([len(fit) for fit in fits])
+        apart = (
+            within if _one_each(items) else max(0.0, within - of_items)
+        )  # of fits that share items these differ in nothing
+        left = max(0.0, within - of_items)
         between = _pooled([[float(np.mean(fit)) for fit in concept] for concept in kept])
-        of_fits = 0.0 if between is None else max(0.0, between - within / per_fit)
+        of_fits = 0.0 if between is None else max(0.0, between - apart / per_fit)
         each = _harmonic([len(concept) for concept in kept])
         means = [float(np.mean([np.mean(fit) for fit in concept])) for concept in kept]
         whole = 0.0 if len(means) < 2 else float(np.var(means, ddof=1))
-        return cls(max(0.0, whole - of_fits / each - within / (each * per_fit)), of_fits, within)
+        return cls(max(0.0, whole - of_fits / each - left / (each * per_fit)), of_fits, left, of_items)
+
+
+def _one_each(items: Sets | None) -> bool:
+    """Whether the fits of each concept met different items."""
+    return items is None or all(len(set(names)) == len(names) for names in items)
 
 
 def _pooled(groups: Sequence[Sequence[float]]) -> float | None:
@@ -56,32 +74,50 @@ def _harmonic(counts: Sequence[int]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """How much is measured: concepts, fits of each, prompts of each fit; and the level on which it is compared."""
+    """How much is measured: concepts, fits of each, prompts of each fit; and the level on which it is compared.
+
+    `sets` of items are shared by the fits, each as large as a fit's prompts (0: every fit has its own).
+    """
 
     concepts: int
     fits: int
     prompts: int
     level: Level
+    sets: int = 0
 
     @classmethod
-    def of(cls, clusters: Clusters, level: Level) -> Design:
+    def of(cls, clusters: Clusters, level: Level, items: Sets | None = None) -> Design:
         """What was measured, its middle sizes."""
         kept = known(clusters)
         fits = [len(fit) for concept in kept for fit in concept]
-        return cls(len(kept), round(_harmonic([len(c) for c in kept])), round(_harmonic(fits)), level)
+        sets = 0 if items is None else len(shared_sets(clusters, items, level))
+        return cls(len(kept), round(_harmonic([len(c) for c in kept])), round(_harmonic(fits)), level, sets)
 
     def error(self, of: Components) -> float:
         """The standard error of the mean difference."""
+        return math.sqrt(self._own(of) + self._shared(of))
+
+    def _own(self, of: Components) -> float:
         inside = of.prompts / (self.concepts * self.fits * self.prompts)
         if self.level != "prompts":
             inside += of.fits / (self.concepts * self.fits)
         if self.level == "concepts":
             inside += of.concepts / self.concepts
-        return math.sqrt(inside)
+        return inside
+
+    def _shared(self, of: Components) -> float:
+        return of.items / (self.sets * self.prompts) if self.sets else 0.0
+
+    def freedom(self, of: Components) -> float:
+        """Degrees of freedom of Student's t; Satterthwaite's where items are shared."""
+        own, shared = self._own(of), self._shared(of)
+        if shared == 0 or self.df < 1 or self.prompts < 2:
+            return self.df
+        return (own + shared) ** 2 / (own**2 / self.df + shared**2 / (self.sets * (self.prompts - 1)))
 
     @property
     def df(self) -> int:
-        """Of Student's t."""
+        """Of Student's t where no items are shared."""
         if self.level == "concepts":
             return self.concepts - 1
         return self.concepts * (self.fits - 1 if self.level == "fits" else self.fits * (self.prompts - 1))
@@ -89,7 +125,7 @@ class Design:
 
 def power(true: float, design: Design, of: Components, *, alpha: float = 0.05) -> float:
     """The chance that a true difference is told (two-sided p < alpha): that of a noncentral t to lie beyond the bounds."""
-    error, df = design.error(of), design.df
+    error, df = design.error(of), design.freedom(of)
     if df < 1:
         return 0.0
     if error == 0:

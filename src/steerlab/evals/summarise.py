@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from ..artefact import plain
 from .results import Arm, Cost, Direction, Layer, Point, Results, Row, Sample, Values
-from .stats import Clusters, Estimate, bootstrap, mean
+from .stats import Estimate, bootstrap, mean
 from .suite import Suite, Task
 from .unit import DIRECTIONS, Plan
 
@@ -137,15 +137,23 @@ def _plain(split: str, direction: str, name: str) -> Pick:
     return lambda unit: unit["plain"][split][direction][name]
 
 
-def estimate(units: Sequence[Sequence[Unit]], pick: Pick) -> Estimate:
-    """Over tasks, fits and prompts. A fit without the cell is left out."""
-    clusters: Clusters = [[v for u in fits if (v := pick(u)) is not None] for fits in units]
-    return bootstrap(clusters)
+def estimate(units: Sequence[Sequence[Unit]], pick: Pick, *, items: str | None = None) -> Estimate:
+    """Over tasks, fits and prompts. A fit without the cell is left out. `items` is the split whose items were asked, if any."""
+    there = [[(u, v) for u in fits if (v := pick(u)) is not None] for fits in units]
+    met = None if items is None else [[asked_items(u, items) for u, _ in fits] for fits in there]
+    return bootstrap([[v for _, v in fits] for fits in there], items=met)
+
+
+def asked_items(unit: Unit, split: str) -> str:
+    """Names a draw of items: the unsteered model's answers to them tell it from another one."""
+    base = unit["base"][split]
+    return _short([base["capability"], base["refused"]])
 
 
 def _row(arm: str, group: str, direction: Direction, setting: str, units: Sequence[Sequence[Unit]]) -> Row | None:
     def told(kind: str, name: str) -> Estimate:
-        return estimate(units, values(kind, name, arm, direction, setting))
+        items = "test" if kind == "costs" else None
+        return estimate(units, values(kind, name, arm, direction, setting), items=items)
 
     cells = [c for fits in units for u in fits if (c := cell(u, arm, direction, "test", setting)) is not None]
     if not cells:
@@ -171,8 +179,8 @@ def _plain_row(group: str, direction: Direction, units: Sequence[Sequence[Unit]]
     return Row(
         arm="unsteered", group=group, direction=direction, setting="unit", strength="0",
         effect=told("effect"), joint=told("joint"), degree=told("degree"), lost=nothing,
-        wrong=estimate(units, lambda u: u["base"]["test"]["wrong"]),
-        refused=estimate(units, lambda u: u["base"]["test"]["refused"]), perplexity=nothing, kl=nothing,
+        wrong=estimate(units, lambda u: u["base"]["test"]["wrong"], items="test"),
+        refused=estimate(units, lambda u: u["base"]["test"]["refused"], items="test"), perplexity=nothing, kl=nothing,
         repetition=told("repetition"), worst=min(means, default=None),
     )  # fmt: skip
 
@@ -199,7 +207,8 @@ def _costs(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Cost]:
                 for arm in plan.arms:
                     for strength in _strengths(fits, arm.name, direction, split):
                         told = {
-                            n: estimate([fits], values("costs", n, arm.name, direction, strength, split)) for n in COSTS
+                            n: estimate([fits], values("costs", n, arm.name, direction, strength, split), items=split)
+                            for n in COSTS
                         }
                         yield Cost(task, arm.name, split, strength, **told)
 
@@ -230,8 +239,7 @@ def _values(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Values]:
         for unit in fits:
             for direction in DIRECTIONS:
                 plain, base = unit["plain"]["test"][direction], unit["base"]["test"]
-                # the unsteered model's answers to them tell one draw of items from another; capability is theirs less `lost`
-                on = (_short(plain["prompts"]), _short([base["capability"], base["refused"]]))
+                on = (_short(plain["prompts"]), asked_items(unit, "test"))  # capability is theirs less `lost`
                 told = {**{k: plain[k] for k in EFFECTS}, **{k: base[k] for k in ("capability", "wrong", "refused")}}
                 yield Values(task, "unsteered", direction, "unit", unit["seed"], 0.0, *on, told)
                 for arm in plan.arms:
