@@ -265,6 +265,34 @@ def test_the_sentence_says_who_is_better_by_how_much_and_what_it_holds_for():
     assert back.verdict == "worse" and back.found.mean == -first.found.mean and back.found.p == first.found.p
 
 
+def test_the_sentence_says_that_tasks_share_what_was_drawn(tmp_path):
+    """From a folder as a run leaves it; items of one's own give the sentence without it, and a narrower interval."""
+    rng, n = np.random.default_rng(8), 200
+    made = results(arms={"a": 0.5, "b": 0.5}, seeds=1, n=n)
+    hurt = {arm: rng.random(n) < share for arm, share in (("a", 0.1), ("b", 0.15))}  # by item, alike for every task
+
+    def noisy(arm):
+        return np.where(rng.random(n) < 0.02, ~hurt[arm], hurt[arm]).astype(float).tolist()
+
+    own = replace(made, values=[replace(v, measures={m: noisy(v.arm) for m in ("joint", "lost")}) for v in made.values])
+    shared = replace(own, values=[replace(v, prompts=f"p{v.seed}", items=f"i{v.seed}") for v in own.values])
+    answers = {}
+    for name, kind in (("own", own), ("shared", shared)):
+        (tmp_path / name).mkdir()
+        kind.save(tmp_path / name / "results.json")
+        a, b = (s for s in sides([tmp_path / name]) if s.arm != "unsteered")
+        for measure in ("joint", "lost"):
+            answers[name, measure] = compare(a, [b], Ask(measures=(measure,), directions=("elicit",)))[0]
+    assert answers["own", "lost"].sentence.endswith("It holds for tasks like these.")
+    for measure, drawn in (("joint", "prompts"), ("lost", "items")):
+        alone, crossed = answers["own", measure], answers["shared", measure]
+        assert crossed.sentence.endswith(f"tasks share their {drawn}, which count as drawn once.")
+        assert f"It holds for tasks and {drawn} like these" in crossed.sentence
+        assert crossed.found.mean == alone.found.mean and crossed.found.items == n and alone.found.items == 0
+        assert crossed.found.error > 2 * alone.found.error
+        assert crossed.design.sets == 1 and crossed.of is not None and crossed.of.items > crossed.of.concepts
+
+
 def test_less_of_a_cost_is_better():
     found = results(arms={"a": 0.5, "b": 0.5})
     dear = [replace(v, measures={**v.measures, "lost": [1.0] * 30}) if v.arm == "b" else v for v in found.values]

@@ -139,8 +139,9 @@ class Compared:
         d = self.design
         count = f"{_many(d.concepts, 'task')} × {_many(d.fits, 'fit')} × {_many(d.prompts, 'value')}"
         missing = f", {f.missing} pairs not judged" if f.missing else ""
+        reach = _REACH[f.level, f.items > 0].format("items" if self.measure in OF_ITEMS else "prompts")
         interval = f"{1 - self.ask.alpha:.0%} interval {low} to {high}"
-        return f"{lead} ({interval}; {p}; {count}{missing}). {_REACH[f.level, f.items > 0]}"
+        return f"{lead} ({interval}; {p}; {count}{missing}). {reach}"
 
     @property
     def plan(self) -> str:
@@ -174,14 +175,11 @@ class Compared:
 
 _REACH = {
     ("concepts", False): "It holds for tasks like these.",
-    (
-        "concepts",
-        True,
-    ): "It holds for tasks and items like these; the items are the same for all tasks, and counted as such.",
+    ("concepts", True): "It holds for tasks and {0} like these; tasks share their {0}, which count as drawn once.",
     ("fits", False): "It holds for these tasks and further fits.",
-    ("fits", True): "It holds for these tasks, further fits, and items like these, which tasks or fits share.",
+    ("fits", True): "It holds for these tasks, further fits, and {0} like these, which tasks or fits share.",
     ("prompts", False): "It holds for these fits alone, on prompts like these; another fit may differ.",
-    ("prompts", True): "It holds for these fits alone, on items like these, which they share; another fit may differ.",
+    ("prompts", True): "It holds for these fits alone, on {0} like these, which they share; another fit may differ.",
 }
 _VARY = {"concepts": "tasks", "fits": "fits", "prompts": "prompts"}
 
@@ -260,11 +258,11 @@ def compare(first: Side, others: Sequence[Side], ask: Ask = Ask()) -> list[Compa
 
 
 class Pairs(NamedTuple):
-    """The differences a − b by task, fit and value, what was left out, and the items each fit met (None: its own prompts)."""
+    """The differences a − b by task, fit and value, what was left out, and the draw of items or prompts that each fit met."""
 
     clusters: Clusters
     notes: tuple[str, ...]
-    items: Sets | None
+    items: Sets
 
 
 def _one(a: Side, b: Side, direction: Direction, measure: str, ask: Ask) -> Compared | None:
@@ -303,11 +301,11 @@ def paired(a: Side, b: Side, direction: Direction, measure: str, ask: Ask) -> Pa
             )
         pairs = zip(x.measures[measure], y.measures[measure], strict=True)
         by_task.setdefault(key[0], []).append([None if v is None or w is None else v - w for v, w in pairs])
-        met.setdefault(key[0], []).append(x.items)
+        met.setdefault(key[0], []).append(x.items if measure in OF_ITEMS else x.prompts)
     notes = (
         (f"only one of {a.name} and {b.name} was measured in some fits of {', '.join(left)}: left out",) if left else ()
     )
-    return Pairs(list(by_task.values()), notes, list(met.values()) if measure in OF_ITEMS else None)
+    return Pairs(list(by_task.values()), notes, list(met.values()))
 
 
 def _asked(task: Mapping[str, Any], ask: Ask) -> bool:

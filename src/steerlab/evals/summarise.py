@@ -137,23 +137,26 @@ def _plain(split: str, direction: str, name: str) -> Pick:
     return lambda unit: unit["plain"][split][direction][name]
 
 
-def estimate(units: Sequence[Sequence[Unit]], pick: Pick, *, items: str | None = None) -> Estimate:
-    """Over tasks, fits and prompts. A fit without the cell is left out. `items` is the split whose items were asked, if any."""
+def estimate(units: Sequence[Sequence[Unit]], pick: Pick, names: Callable[[Unit], str]) -> Estimate:
+    """Over tasks, fits and values. A fit without the cell is left out. `names` tells draws of items or prompts apart."""
     there = [[(u, v) for u in fits if (v := pick(u)) is not None] for fits in units]
-    met = None if items is None else [[asked_items(u, items) for u, _ in fits] for fits in there]
-    return bootstrap([[v for _, v in fits] for fits in there], items=met)
+    return bootstrap([[v for _, v in fits] for fits in there], items=[[names(u) for u, _ in fits] for fits in there])
 
 
-def asked_items(unit: Unit, split: str) -> str:
-    """Names a draw of items: the unsteered model's answers to them tell it from another one."""
-    base = unit["base"][split]
-    return _short([base["capability"], base["refused"]])
+def asked_items(split: str) -> Callable[[Unit], str]:
+    """What names a draw of items: the unsteered model's answers to them tell it from another one."""
+    return lambda unit: _short([unit["base"][split]["capability"], unit["base"][split]["refused"]])
+
+
+def asked_prompts(split: str, direction: str) -> Callable[[Unit], str]:
+    """What names a draw of prompts."""
+    return lambda unit: _short(unit["plain"][split][direction]["prompts"])
 
 
 def _row(arm: str, group: str, direction: Direction, setting: str, units: Sequence[Sequence[Unit]]) -> Row | None:
     def told(kind: str, name: str) -> Estimate:
-        items = "test" if kind == "costs" else None
-        return estimate(units, values(kind, name, arm, direction, setting), items=items)
+        names = asked_items("test") if kind == "costs" else asked_prompts("test", direction)
+        return estimate(units, values(kind, name, arm, direction, setting), names)
 
     cells = [c for fits in units for u in fits if (c := cell(u, arm, direction, "test", setting)) is not None]
     if not cells:
@@ -172,15 +175,15 @@ def _row(arm: str, group: str, direction: Direction, setting: str, units: Sequen
 
 def _plain_row(group: str, direction: Direction, units: Sequence[Sequence[Unit]]) -> Row:
     def told(name: str) -> Estimate:
-        return estimate(units, lambda u: u["plain"]["test"][direction][name])
+        return estimate(units, lambda u: u["plain"]["test"][direction][name], asked_prompts("test", direction))
 
     nothing = Estimate(None, None, None, 0)
     means = [m for fits in units for u in fits if (m := mean(u["plain"]["test"][direction]["effect"])) is not None]
     return Row(
         arm="unsteered", group=group, direction=direction, setting="unit", strength="0",
         effect=told("effect"), joint=told("joint"), degree=told("degree"), lost=nothing,
-        wrong=estimate(units, lambda u: u["base"]["test"]["wrong"], items="test"),
-        refused=estimate(units, lambda u: u["base"]["test"]["refused"], items="test"), perplexity=nothing, kl=nothing,
+        wrong=estimate(units, lambda u: u["base"]["test"]["wrong"], asked_items("test")),
+        refused=estimate(units, lambda u: u["base"]["test"]["refused"], asked_items("test")), perplexity=nothing, kl=nothing,
         repetition=told("repetition"), worst=min(means, default=None),
     )  # fmt: skip
 
@@ -189,12 +192,18 @@ def _points(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Point]:
     for task, fits in by_task.items():
         for direction in DIRECTIONS:
             for split in ("dev", "test"):
-                plain = {n: estimate([fits], _plain(split, direction, n)) for n in EFFECTS}
+                plain = {
+                    n: estimate([fits], _plain(split, direction, n), asked_prompts(split, direction)) for n in EFFECTS
+                }
                 yield Point(task, "unsteered", direction, split, 0.0, **plain)
                 for arm in plan.arms:
                     for strength in _strengths(fits, arm.name, direction, split):
                         told = {
-                            n: estimate([fits], values("effects", n, arm.name, direction, strength, split))
+                            n: estimate(
+                                [fits],
+                                values("effects", n, arm.name, direction, strength, split),
+                                asked_prompts(split, direction),
+                            )
                             for n in EFFECTS
                         }
                         yield Point(task, arm.name, direction, split, strength, **told)
@@ -207,7 +216,9 @@ def _costs(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Cost]:
                 for arm in plan.arms:
                     for strength in _strengths(fits, arm.name, direction, split):
                         told = {
-                            n: estimate([fits], values("costs", n, arm.name, direction, strength, split), items=split)
+                            n: estimate(
+                                [fits], values("costs", n, arm.name, direction, strength, split), asked_items(split)
+                            )
                             for n in COSTS
                         }
                         yield Cost(task, arm.name, split, strength, **told)
@@ -239,7 +250,10 @@ def _values(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Values]:
         for unit in fits:
             for direction in DIRECTIONS:
                 plain, base = unit["plain"]["test"][direction], unit["base"]["test"]
-                on = (_short(plain["prompts"]), asked_items(unit, "test"))  # capability is theirs less `lost`
+                on = (
+                    asked_prompts("test", direction)(unit),
+                    asked_items("test")(unit),
+                )  # capability is theirs less `lost`
                 told = {**{k: plain[k] for k in EFFECTS}, **{k: base[k] for k in ("capability", "wrong", "refused")}}
                 yield Values(task, "unsteered", direction, "unit", unit["seed"], 0.0, *on, told)
                 for arm in plan.arms:

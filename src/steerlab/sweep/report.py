@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..evals.results import Layer, Results
-from ..evals.stats import bootstrap
 from ..evals.suite import Suite
 from ..evals.summarise import Unit as Measured
-from ..evals.summarise import summarise, values
+from ..evals.summarise import asked_items, asked_prompts, estimate, summarise, values
 from ..evals.unit import DIRECTIONS, Plan
 from ..evals.workers import About
 from .journal import Journal
@@ -65,10 +64,13 @@ def _profile(plan: Plan, found: list[Measured]) -> list[Layer]:
         mine = [u for u in found if u["task"] == task]
         for name, of, layer in at:
             for direction in DIRECTIONS:
-                effects, lost = (
-                    [v for u in mine if (v := values(kind, what, name, direction, "unit", "dev")(u)) is not None]
-                    for kind, what in (("effects", "effect"), ("costs", "lost"))
+                effect, lost = (
+                    estimate([mine], values(kind, what, name, direction, "unit", "dev"), names)
+                    for kind, what, names in (
+                        ("effects", "effect", asked_prompts("dev", direction)),
+                        ("costs", "lost", asked_items("dev")),
+                    )
                 )
-                if effects:
-                    rows.append(Layer(task, of, layer, direction, bootstrap([effects]), bootstrap([lost])))
+                if effect.n or effect.missing:
+                    rows.append(Layer(task, of, layer, direction, effect, lost))
     return rows
