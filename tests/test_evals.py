@@ -17,7 +17,7 @@ from steerlab.evals.results import Results
 from steerlab.evals.run import Journal, run
 from steerlab.evals.stats import Estimate, bootstrap, median, paired_difference, percentile, wilson
 from steerlab.evals.suite import Suite, Task
-from steerlab.evals.summarise import summarise
+from steerlab.evals.summarise import asked_items, asked_prompts, estimate, summarise
 from steerlab.evals.unit import ArmPlan, Plan, choose, run_unit
 from steerlab.judges.base import Score
 from steerlab.judges.rule import CorrectJudge
@@ -134,6 +134,37 @@ def test_intervals_cover_the_truth():
         estimate = bootstrap(sample, draws=400)
         hits += estimate.low <= 0.5 <= estimate.high
     assert 0.85 <= hits / 200 <= 0.99
+
+
+def test_a_paired_difference_draws_shared_items_once():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 1, 40)
+    a, b = [[(hard + rng.normal(0, 0.1, 40)).tolist()] for _ in range(10)], [[[0.0] * 40]] * 10
+    own, shared = (paired_difference(a, b, items=items) for items in (None, [["one"]] * 10))
+    assert own.mean == shared.mean and own.high - own.low < (shared.high - shared.low) / 2
+
+
+def test_a_table_draws_what_tasks_share_once():
+    """Two tasks that met the same prompts and items have no narrower an interval than one; with their own they would."""
+    rng = np.random.default_rng(1)
+    values = (rng.random(40) < 0.4).astype(float).tolist()
+
+    def unit(task, name):
+        base = {"capability": [name], "refused": []}
+        return {
+            "task": task,
+            "plain": {"test": {"elicit": {"prompts": [name]}}},
+            "base": {"test": base},
+            "values": values,
+        }
+
+    def width(names, of):
+        told = estimate([[unit(t, name)] for t, name in enumerate(names)], lambda u: u["values"], of)
+        return told.high - told.low
+
+    for of in (asked_items("test"), asked_prompts("test", "elicit")):
+        assert width("aaaaaaaa", of) == pytest.approx(width("a", of), rel=0.2)  # of 1,000 draws, in steps of 1/40
+        assert width("abcdefgh", of) < width("aaaaaaaa", of) / 2
 
 
 def test_paired_differences_and_wilson():

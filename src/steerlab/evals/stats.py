@@ -140,8 +140,10 @@ def _shuffled(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return rng.permuted(np.tile(np.arange(draws)[:, None], slots), axis=0)
 
 
-def paired_difference(a: Clusters, b: Clusters, *, draws: int = 1000, seed: int = 0) -> Estimate:
-    """The mean of a − b prompt by prompt, with its interval. A pair with a missing side is missing."""
+def paired_difference(
+    a: Clusters, b: Clusters, *, draws: int = 1000, seed: int = 0, items: Sets | None = None
+) -> Estimate:
+    """The mean of a − b prompt by prompt, with its interval. A pair with a missing side is missing. `items`: see `bootstrap`."""
     differences = [
         [
             [None if x is None or y is None else x - y for x, y in zip(fit_a, fit_b, strict=True)]
@@ -149,7 +151,7 @@ def paired_difference(a: Clusters, b: Clusters, *, draws: int = 1000, seed: int 
         ]
         for concept_a, concept_b in zip(a, b, strict=True)
     ]
-    return bootstrap(differences, draws=draws, seed=seed)
+    return bootstrap(differences, draws=draws, seed=seed, items=items)
 
 
 def median(values: Sequence[float]) -> float | None:

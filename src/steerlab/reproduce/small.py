@@ -16,6 +16,7 @@ from ..engines.base import Trainable
 from ..errors import ConfigError
 from ..evals.measure import Amounts
 from ..evals.stats import Estimate, paired_difference
+from ..evals.summarise import asked_items, asked_prompts
 from ..evals.unit import ArmPlan, Plan, run_unit
 from ..methods.base import Method, method
 from ..methods.cdas import CDAS
@@ -105,7 +106,7 @@ def _units(
     return [run_unit(given, plan, task, seed, engine) for task, seed in track(jobs, "pattern")]
 
 
-def _difference(c: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Compared:
+def _difference(c: Mapping[str, Any], units: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Compared:
     other = str(c.get("more_than", c.get("less_than")))
     sign = 1 if "more_than" in c else -1
     at, other_at = c.get("at", "tuned"), c.get("other_at", "tuned")
@@ -113,7 +114,9 @@ def _difference(c: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tasks:
     b = [[_values(u, other, c, other_at) for u in units if u["task"] == t] for t in tasks]
     sides = [f"{name} at {told} strength" for name, told in ((c["a"], at), (other, other_at))]
     words = f"{c['direction']}: {c['measure']} of {sides[0]} {'above' if sign > 0 else 'below'} that of {sides[1]}"
-    return Compared(words, *_told(paired_difference(a, b), sign))
+    names = asked_items("test") if c["measure"] in COSTS else asked_prompts("test", str(c["direction"]))
+    items = [[names(u) for u in units if u["task"] == t] for t in tasks]
+    return Compared(words, *_told(paired_difference(a, b, items=items), sign))
 
 
 def _values(unit: Mapping[str, Any], name: str, c: Mapping[str, Any], at: str) -> list[float | None]:
