@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_all_start_methods, get_context, parent_process
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..errors import ConfigError, JudgeError, SteerlabError
@@ -22,11 +22,13 @@ from .suite import Split, Suite
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext, SpawnContext
     from multiprocessing.process import BaseProcess
 
     from ..engines.base import Trainable
 
 METERS = 2  # kept by a bench: they hold the unsteered model's scores of the neutral prompts
+PRELOADED = ["torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"]
 STARTS = 3  # of workers that died while loading the model, one after another, before it is given up
 
 
@@ -257,9 +259,11 @@ class Processes(Workers):
             self._start(place)
 
     def _start(self, place: int) -> None:
-        here, there = (context := get_context("spawn")).Pipe()
-        process = context.Process(target=_serve, args=(there, self._suite, self._threads), daemon=True)
+        context = _starting(self._gpus)
+        here, there = context.Pipe()
         with _seeing(place, self._gpus):
+            given = (there, self._suite, self._threads, dict(os.environ))
+            process = context.Process(target=_serve, args=given, daemon=True)
             process.start()
         there.close()
         self._all[f"{place}:{process.pid}"] = _Process(process, here)
@@ -319,6 +323,18 @@ class Processes(Workers):
         self._all = {}
 
 
+def _starting(gpus: int) -> ForkServerContext | SpawnContext:
+    """How processes are started: from one that has PyTorch and transformers loaded, which saves each worker some seconds.
+
+    It has none of steerlab, so that a worker runs the code that is there when it starts. Those with GPUs of their own start anew.
+    """
+    if gpus or "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 @contextmanager
 def _seeing(place: int, gpus: int) -> Generator[None]:
     """What is started in the block sees its own GPUs alone: the first worker 0 to `gpus` - 1, the second the next ones."""
@@ -340,8 +356,10 @@ def _seeing(place: int, gpus: int) -> Generator[None]:
             del os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-def _serve(pipe: Connection, suite: Suite, threads: int) -> None:
+def _serve(pipe: Connection, suite: Suite, threads: int, environment: Mapping[str, str]) -> None:
     """A worker process: load, say so, then one job after another until nobody is there to give any."""
+    os.environ.clear()
+    os.environ.update(environment)
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
