@@ -26,6 +26,12 @@ test: setup  ## the whole suite, pairwise over architectures, parts and edits
 test-all: setup  ## the same with the full product (many minutes)
 	@time OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --full
 
+test-kernels: setup  ## the suite under every set of kernels that this processor has (hours; KINDS="default plain", FILES=tests/…)
+	@OMP_NUM_THREADS=1 tools/kernels $(BIN)/python -n $(WORKERS) --dist worksteal $(FILES)
+
+slowest: setup  ## the suite, and the 30 tests that take most of the processor
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m pytest -p slowest -n $(WORKERS) --dist worksteal $(FILES)
+
 test-llamacpp: setup  ## exported control vectors in real llama.cpp, which is compiled first (minutes)
 	@tools/llamacpp $(VENV)-llamacpp
 	@OMP_NUM_THREADS=1 STEERLAB_LLAMACPP=$(abspath $(VENV)-llamacpp)/bin/python $(BIN)/python -m pytest tests/test_verify.py -k llama_cpp

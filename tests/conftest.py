@@ -1,15 +1,29 @@
-"""Tests run on one thread per worker, offline, and never in the caller's own folders."""
+"""Tests run on one thread per worker, offline, and never in the caller's own folders.
+
+`STEERLAB_KERNELS` runs them under other kernels of this processor (`make test-kernels`): `plain` without oneDNN, `threads` on two
+threads.
+"""
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# with it every process that tests start compiles the library anew: seconds each
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+if "STEERLAB_PLANTED" not in os.environ:  # taught once, for all processes of this run
+    _planted = tempfile.mkdtemp(prefix="steerlab-planted-")
+    os.environ["STEERLAB_PLANTED"] = f"{_planted}/planted.safetensors"
+    atexit.register(shutil.rmtree, _planted, ignore_errors=True)
 
 import hypothesis
 import pytest
@@ -20,7 +34,8 @@ from steerlab import cli
 from steerlab.testing import tiny
 
 pytest.register_assert_rewrite("judging", "serving")  # what they assert is told as in a test
-torch.set_num_threads(1)
+torch.set_num_threads(2 if os.environ.get("STEERLAB_KERNELS") == "threads" else 1)
+torch.backends.mkldnn.set_flags(os.environ.get("STEERLAB_KERNELS") != "plain")
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
 

@@ -19,6 +19,7 @@ import httpx
 import torch
 from safetensors.torch import save_file
 
+import children
 from steerlab.artefact import KEY
 from steerlab.contrast import Message
 from steerlab.controls import Gate
@@ -192,14 +193,15 @@ class Process:
         self, *words: str, folder: Path, environment: dict[str, str] | None = None, python: str = sys.executable
     ) -> None:
         self.log = folder / "server.log"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [python, "-m", "steerlab", "serve", "--port", "0", "--store", str(folder / "store"), *words],
-                cwd=folder,
-                stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            )
+        self.log.touch()
         self._began = self.log.stat().st_size
+        asked = ["-m", "steerlab", "serve", "--port", "0", "--store", str(folder / "store"), *words]
+        around = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        if python == sys.executable:
+            self.process = children.start(asked, cwd=folder, env=around, stderr=self.log)
+        else:
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen([python, *asked], cwd=folder, stderr=log, env=around)
         self.address = self._listening()
 
     def _listening(self) -> str:

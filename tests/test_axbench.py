@@ -37,6 +37,7 @@ from steerlab.positions import NOT_TEMPLATE
 from steerlab.sites import Site
 from steerlab.steering import Prompt, Steering
 from steerlab.testing import planted, tiny
+from steerlab.testing.precision import ONE, SUMMED
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_latents_are_the_projections_of_what_the_engine_shows():
     found = latents(engine, texts, {"a": Reading(Site(1), direction)}, 100)
     read = engine.capture(texts, [Site(1)], NOT_TEMPLATE)[Site(1)]
     for row, highest in enumerate(found.highest("a")):
-        assert highest == pytest.approx(float((read.values[read.row == row] @ direction).max()), abs=1e-5)
+        assert highest == pytest.approx(float((read.values[read.row == row] @ direction).max()), abs=ONE)
     assert found.cut == 0
 
 
@@ -111,9 +112,8 @@ def test_what_is_too_long_is_cut_at_its_end_and_counted():
     assert example.instruction.startswith(tiniest.instruction)
     direction = {"a": Reading(Site(1), torch.ones(engine.width(Site(1))))}
     assert latents(engine, [example, Example.ask("w1", "w2")], direction, 20).cut == 1
-    assert (
-        latents(engine, [replace(example, answer=tiny.words(draw, 200))], direction, 10**6).cut == 1
-    )  # longer than the context
+    # longer than the context
+    assert latents(engine, [replace(example, answer=tiny.words(draw, 200))], direction, 10**6).cut == 1
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_figures_are_those_of_what_is_kept(undisturbed):
             p, n = ([h for h, which in zip(highest, label, strict=True) if which == k] for k in (1, 0))
             pairs = [(a > b) + 0.5 * (a == b) for a in p for b in n]
             assert made.line(arm).concepts[task]["detected"]["auroc"] == pytest.approx(
-                sum(pairs) / len(pairs), abs=1e-12
+                sum(pairs) / len(pairs), abs=SUMMED
             )
 
 
@@ -293,9 +293,9 @@ def test_wins_are_over_the_prompt_on_the_same_prompts(undisturbed):
             metrics.winrate(line.concepts[t]["steer"]["score"], made.line("prompt").concepts[t]["steer"]["score"])
             for t in CONCEPTS
         ]
-        assert line.figures["won"].mean == pytest.approx(sum(r.win for r in rates) / 2, abs=1e-12)
-        assert line.figures["lost"].mean == pytest.approx(sum(r.loss for r in rates) / 2, abs=1e-12)
-        assert sum(line.figures[k].mean for k in ("won", "lost", "tied")) == pytest.approx(1, abs=1e-12)
+        assert line.figures["won"].mean == pytest.approx(sum(r.win for r in rates) / 2, abs=SUMMED)
+        assert line.figures["lost"].mean == pytest.approx(sum(r.loss for r in rates) / 2, abs=SUMMED)
+        assert sum(line.figures[k].mean for k in ("won", "lost", "tied")) == pytest.approx(1, abs=SUMMED)
 
 
 def test_the_same_command_finds_everything_done(here, undisturbed):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import children
 from axbench_world import FACTORS, digests, judge, ran, rate, world
 from judging import serving
 from steerlab.bench.axbench import writing
@@ -160,18 +159,16 @@ def test_killed_anywhere_it_ends_as_an_undisturbed_one(here, undisturbed, tmp_pa
             "--prompts", "4", "--tokens", "4", "--rows", "8", "--judge", judge(url, tmp_path / "answers.sqlite"),
             "--out", str(tmp_path / "out"), *(w for f in FACTORS for w in ("--factors", str(f))),
         ]  # fmt: skip
-        whole = subprocess.run(
-            [sys.executable, *(w.replace("/out", "/whole") for w in words)], capture_output=True, text=True
-        )
+        whole = children.run([w.replace("/out", "/whole") for w in words])
         assert whole.returncode == 0, whole.stderr
         for done in (2, 9):
-            process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = children.start(words)
             _until(tmp_path / "out", done, process)
             process.send_signal(signal.SIGKILL)
             process.wait()
             left = digests(tmp_path / "out")
             assert 0 < sum(v is not None for v in left.values()) < len(left), "it was killed in the middle of it"
-        ended = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+        ended = children.run(words)
     assert ended.returncode == 0, ended.stderr
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert "arms × 2 concepts × 3 factors × 4 prompts" in ended.stderr

@@ -18,6 +18,7 @@ from steerlab.bench.axbench.metrics import (
     winrate,
     youden,
 )
+from steerlab.testing.precision import SUMMED
 
 
 def test_auroc_by_hand():
@@ -35,9 +36,9 @@ def test_auroc_is_the_share_of_pairs(seed):
     rng = np.random.default_rng(seed)
     p, n = rng.integers(0, 8, 17).tolist(), rng.integers(0, 6, 23).tolist()
     pairs = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(p, n)]
-    assert auroc(p, n) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
-    assert auroc(scaled([*p, *n])[:17], scaled([*p, *n])[17:]) == pytest.approx(auroc(p, n), abs=1e-12)
-    assert auroc(n, p) == pytest.approx(1 - auroc(p, n), abs=1e-12)
+    assert auroc(p, n) == pytest.approx(sum(pairs) / len(pairs), abs=SUMMED)
+    assert auroc(scaled([*p, *n])[:17], scaled([*p, *n])[17:]) == pytest.approx(auroc(p, n), abs=SUMMED)
+    assert auroc(n, p) == pytest.approx(1 - auroc(p, n), abs=SUMMED)
 
 
 def test_scaled():
@@ -71,7 +72,7 @@ def test_youden_is_the_best_of_all_thresholds(seed):
     if best <= 0:
         assert found is None
     else:
-        assert found == max(t for t in every if j(t) == pytest.approx(best, abs=1e-12))
+        assert found == max(t for t in every if j(t) == pytest.approx(best, abs=SUMMED))
 
 
 def test_detected_by_hand():
@@ -80,12 +81,12 @@ def test_detected_by_hand():
     assert found.threshold == 2
     assert found.positive == 3 / 4
     assert found.negative == 3 / 4
-    assert found.hard == pytest.approx(1 / 3, abs=1e-12)  # 5 and 2 are taken for the concept
-    assert found.macro == pytest.approx((3 / 4 + 1 / 3) / 2, abs=1e-12)
+    assert found.hard == pytest.approx(1 / 3, abs=SUMMED)  # 5 and 2 are taken for the concept
+    assert found.macro == pytest.approx((3 / 4 + 1 / 3) / 2, abs=SUMMED)
     # 3 hits, 1 miss, 1 false alarm of 4: 2·3 / (2·3 + 1 + 1)
-    assert found.f1 == pytest.approx(6 / 8, abs=1e-12)
+    assert found.f1 == pytest.approx(6 / 8, abs=SUMMED)
     # with the shared ones 1 false alarm in 400: of 4 positives and 400 negatives 3 hits, 1 miss, 1 false alarm
-    assert found.f1_imbalanced == pytest.approx(6 / 8, abs=1e-12)
+    assert found.f1_imbalanced == pytest.approx(6 / 8, abs=SUMMED)
     assert detected([1, 2], [0], []).hard is None
     nothing = detected([0], [1], [2])
     assert nothing.auroc == 0
@@ -95,20 +96,20 @@ def test_detected_by_hand():
 
 def test_f1_is_what_counting_gives():
     # 10 positives of which 6 are found, 1000 negatives of which 20 are
-    assert f1(0.6, 0.02, 100) == pytest.approx(2 * 6 / (2 * 6 + 4 + 20), abs=1e-12)
+    assert f1(0.6, 0.02, 100) == pytest.approx(2 * 6 / (2 * 6 + 4 + 20), abs=SUMMED)
     assert f1(0.0, 0.5, 1) == 0.0
     assert f1(1.0, 0.0, 100) == 1.0
 
 
 def test_scores_by_hand():
     assert Ratings(2, 2, 2).score() == 2
-    assert Ratings(1, 2, 2).score() == pytest.approx(1.5, abs=1e-12)
-    assert Ratings(1, 1, 2).score() == pytest.approx(3 / (1 + 1 + 0.5), abs=1e-12)
+    assert Ratings(1, 2, 2).score() == pytest.approx(1.5, abs=SUMMED)
+    assert Ratings(1, 1, 2).score() == pytest.approx(3 / (1 + 1 + 0.5), abs=SUMMED)
     assert Ratings(0, 2, 2).score() == 0
     assert Ratings(2, 0, 2).score() == 0
     assert Ratings(2, 2, 2).score(suppress=True) == 0
     assert Ratings(0, 2, 2).score(suppress=True) == 2
-    assert Ratings(1, 2, 2).score(suppress=True) == pytest.approx(1.5, abs=1e-12)
+    assert Ratings(1, 2, 2).score(suppress=True) == pytest.approx(1.5, abs=SUMMED)
 
 
 def test_a_missing_rating_is_no_zero():

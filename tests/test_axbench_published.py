@@ -23,6 +23,7 @@ from steerlab.cli.bench import _tasks
 from steerlab.evals.unit import ArmPlan
 from steerlab.evals.workers import local
 from steerlab.methods.base import method
+from steerlab.testing.precision import EXACT
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_detection_on_the_published_files(concept10, tmp_path, pytestconfig):
             highest = np.array([values[row == k].max() for k in range(len(label))], dtype=np.float64)
             p, n = highest[label == 1][:, None], highest[label == 0][None]
             by_pairs = float(((p > n) + 0.5 * (p == n)).mean())
-            assert made.line(arm).concepts[task]["detected"]["auroc"] == pytest.approx(by_pairs, abs=1e-9)
+            assert made.line(arm).concepts[task]["detected"]["auroc"] == pytest.approx(by_pairs, abs=EXACT)
         assert task in made.line("prompt").concepts
     assert "touches nothing" in made.line("prompt").none
     judged = tasks if pytestconfig.getoption("--full") else ("0",)

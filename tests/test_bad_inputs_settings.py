@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import children
 import steerlab as sl
 from mistakes import ASK, left_in, told
 from steerlab import config, plugins
@@ -117,12 +118,9 @@ def test_a_prompt_arm_with_nothing_to_ask_for():
 # --- the command line ---------------------------------------------------------------------------------------------------------
 
 
-def steerlab(*words: str, cwd: Path, **settings) -> subprocess.CompletedProcess[str]:
+def steerlab(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "steerlab", *words],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, **settings,
-    )  # fmt: skip
+    return children.run(["-m", "steerlab", *words], cwd=cwd, env=environment, timeout=120)
 
 
 def test_mistakes_on_the_command_line_are_a_sentence_and_exit_code_2(tmp_path):

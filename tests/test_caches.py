@@ -14,6 +14,7 @@ from steerlab.engines.hf_serving import Running
 from steerlab.errors import DataError, UnsupportedError
 from steerlab.sites import Site
 from steerlab.testing import batching, shrink, tiny
+from steerlab.testing.precision import ONE
 
 KINDS = {  # type: whether rows of unlike length decode in one batch, and whether another batch joins
     "lfm2": (True, True),  # states of a convolution
@@ -47,7 +48,7 @@ def test_a_row_in_company_is_the_row_alone_with_every_kind_of_cache(kind, tmp_pa
     assert (trial.mixed, trial.joins) == KINDS[kind]
     found = batching.all_of(functools.partial(engine, kind), tmp_path)
     assert len(found) == 8
-    assert {name: off for name, off in found.items() if not off < 1e-5} == {}
+    assert {name: off for name, off in found.items() if not off < ONE} == {}
 
 
 def test_a_row_that_ends_long_before_the_other_leaves_a_recurrent_batch():
@@ -68,7 +69,7 @@ def test_padding_that_a_recurrence_would_see_is_put_on_the_other_side():
     examples = [Example.ask("w1 w2", "w3"), Example.ask("w1 w2 w5 w6 w7", "w3 w4")]
     together = left.logprobs(examples)
     for scores, example in zip(together, examples, strict=True):
-        assert torch.allclose(scores, left.logprobs([example])[0], atol=1e-5)
+        assert torch.allclose(scores, left.logprobs([example])[0], atol=ONE)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def test_padding_that_a_recurrence_would_see_is_put_on_the_other_side():
 )
 def test_what_cant_go_on_from_what_it_has_read_is_scored_and_not_decoded(kind, why):
     scoring = engine(kind)
-    assert batching.scoring(scoring) < 1e-5
-    assert batching.reading(scoring) < 1e-5
+    assert batching.scoring(scoring) < ONE
+    assert batching.reading(scoring) < ONE
     with pytest.raises(UnsupportedError, match=why):
         scoring.generate(["w1 w2"], None, Sampling(max_new_tokens=2))
     with pytest.raises(UnsupportedError, match=why):
@@ -122,7 +123,7 @@ def padded_beyond():
 def test_a_pad_token_beyond_the_embedding_is_never_looked_up(padding, tmp_path):
     make = functools.partial(HFEngine, tiny.model("llama"), padded_beyond())
     found = batching.all_of(lambda **settings: make(**{"padding": padding, **settings}), tmp_path)
-    assert {name: off for name, off in found.items() if not off < 1e-5} == {}
+    assert {name: off for name, off in found.items() if not off < ONE} == {}
     here, plain = make(padding=padding), tiny.engine("llama", padding=padding)
     examples = [Example.ask("w1"), Example.ask("w1 w2 w3")]
     assert torch.equal(

@@ -16,36 +16,37 @@ from steerlab.evals.inference import benjamini_hochberg, difference, holm, level
 from steerlab.evals.power import Components, Design, concepts_needed, power, prompts_needed, smallest
 from steerlab.evals.results import Arm, Results, Values
 from steerlab.evals.stats import bootstrap
+from steerlab.testing.precision import EXACT, MANY, ONE, SUMMED
 
 # --- the t distribution ---------------------------------------------------------------------------------------------------------
 
 
 def test_student_has_its_closed_forms():
     for t in (-30.0, -2.5, -0.3, 0.0, 0.7, 4.0):
-        assert student_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=1e-12)  # Cauchy
-        assert student_cdf(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)), abs=1e-12)
-        assert student_cdf(t, math.inf) == pytest.approx(0.5 * math.erfc(-t / math.sqrt(2)), abs=1e-14)
+        assert student_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=SUMMED)  # Cauchy
+        assert student_cdf(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)), abs=SUMMED)
+        assert student_cdf(t, math.inf) == pytest.approx(0.5 * math.erfc(-t / math.sqrt(2)), abs=SUMMED)
 
 
 @pytest.mark.parametrize(
     ("df", "bound"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (30, 2.04227), (1000, 1.96234)]
 )
 def test_quantiles_are_those_of_the_tables(df, bound):
-    assert student_quantile(0.975, df) == pytest.approx(bound, rel=1e-5)
-    assert student_quantile(0.025, df) == pytest.approx(-bound, rel=1e-5)
-    assert student_cdf(student_quantile(0.83, df), df) == pytest.approx(0.83, abs=1e-10)
+    assert student_quantile(0.975, df) == pytest.approx(bound, rel=ONE)
+    assert student_quantile(0.025, df) == pytest.approx(-bound, rel=ONE)
+    assert student_cdf(student_quantile(0.83, df), df) == pytest.approx(0.83, abs=SUMMED)
 
 
 def test_student_agrees_with_scipy_where_it_is_there():
     stats = pytest.importorskip("scipy.stats")
     for df in (1, 3, 7.5, 25, 400, 1e5):
         for t in (-40.0, -3.0, -1e-3, 0.5, 2.0, 9.0):
-            assert student_cdf(t, df) == pytest.approx(stats.t.cdf(t, df), rel=1e-8, abs=1e-13)
+            assert student_cdf(t, df) == pytest.approx(stats.t.cdf(t, df), rel=EXACT, abs=SUMMED)
     design, of = Design(10, 3, 24, "concepts"), Components(0.02, 0.01, 0.3)
     for true in (0.0, 0.05, 0.2, 0.4):
         shift, bound = true / design.error(of), stats.t.ppf(0.975, 9)
         exact = stats.nct.sf(bound, 9, shift) + stats.nct.cdf(-bound, 9, shift)
-        assert power(true, design, of) == pytest.approx(exact, abs=1e-4)
+        assert power(true, design, of) == pytest.approx(exact, abs=MANY)
 
 
 # --- differences ----------------------------------------------------------------------------------------------------------------
@@ -58,6 +59,7 @@ def test_a_difference_over_concepts_is_the_paired_t_test_of_their_means():
     assert found.level == "concepts" and found.df == 5 and found.units == 6 and found.pairs == 18
     assert found.mean == pytest.approx(mean)
     assert found.error == pytest.approx(deviation / math.sqrt(6))
+    # the quantile is given to seven digits
     assert found.high - found.mean == pytest.approx(2.570582 * deviation / math.sqrt(6), rel=1e-6)
     assert found.p == pytest.approx(2 * student_cdf(-mean / found.error, 5))
     assert found.standardised == pytest.approx(mean / deviation * (1 - 3 / 19))
@@ -87,8 +89,9 @@ def test_missing_pairs_are_counted_and_never_zero():
 def test_pairs_that_never_differ_exclude_no_more_than_their_number_can():
     same = difference([[[0.0] * 30]])
     assert same.p == 1.0 and same.mean == 0 and same.standardised is None
-    assert same.high == pytest.approx(0.1, abs=1e-3) and same.low == -same.high
+    assert same.high == pytest.approx(0.1, abs=1e-3) and same.low == -same.high  # 3 of 30 to three digits
     always = difference([[[1.0] * 30]])
+    # 27 of 30 to three digits; .5 to the 29th is 1.9e-9
     assert always.p < 1e-8 and always.high == 1.0 and always.low == pytest.approx(0.9, abs=1e-3)
     assert difference([[[1.0] * 3]]).p == 0.25, "three of three is no proof"
 
@@ -194,21 +197,24 @@ def test_components_of_planted_variances_are_found():
         fits = concept + rng.normal(0, 0.2, 6)
         grown.append([(f + rng.normal(0, 0.5, 20)).tolist() for f in fits])
     of = Components.of(grown)
+    # fixed draws, no rounding: 5 standard errors, sqrt(2 / 22,800) of it each
     assert of.prompts == pytest.approx(0.25, rel=0.05)
+    # fixed draws, as above: 1,000 degrees of freedom and a share of the prompts
     assert of.fits == pytest.approx(0.04, rel=0.15)
-    assert of.concepts == pytest.approx(0.09, rel=0.25)
+    assert of.concepts == pytest.approx(0.09, rel=0.25)  # fixed draws: 2.5 standard errors, sqrt(2 / 200) of it each
     with pytest.raises(ConfigError, match="no fit has two prompts"):
         Components.of([[[1.0]], [[0.0]]])
 
 
 def test_power_rises_from_alpha_and_what_is_needed_is_the_fewest():
     of, design = Components(0.0, 0.001, 0.3), Design(10, 3, 24, "concepts")
-    assert power(0.0, design, of) == pytest.approx(0.05, abs=1e-4)
+    assert power(0.0, design, of) == pytest.approx(0.05, abs=MANY)
     rising = [power(d, design, of) for d in (0.0, 0.02, 0.05, 0.1, 0.2)]
     assert rising == sorted(rising) and rising[-1] > 0.99
     n = prompts_needed(0.05, design, of)
     assert power(0.05, replace(design, prompts=n), of) >= 0.8 > power(0.05, replace(design, prompts=n - 1), of)
     least = smallest(replace(design, prompts=n), of)
+    # whole prompts: one more or less moves the smallest difference by about a hundredth
     assert least == pytest.approx(0.05, rel=0.02) and least <= 0.05
     assert prompts_needed(0.05, design, Components(0.1, 0.0, 0.3)) is None, (
         "concepts vary too much for any number of prompts"

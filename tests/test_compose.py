@@ -19,6 +19,7 @@ from steerlab.methods.base import method
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import planted
+from steerlab.testing.precision import EXACT, MANY, ONE
 from test_evals import PlantedSuite
 
 D = 12
@@ -55,12 +56,13 @@ def test_dual_shifts_move_each_own_coordinate_as_fitted_and_no_other():
     whole, words = orthogonal(parts)
     total = moved(whole, torch.zeros(1, D))[0]
     for v, p in zip(vectors, parts, strict=True):
-        assert float(total @ (v / v.norm())) == pytest.approx(p.strength * float(v.norm()), rel=1e-4)
+        assert float(total @ (v / v.norm())) == pytest.approx(p.strength * float(v.norm()), rel=MANY)
     assert "3 shifts made dual" in words
     # the least movement that does so: it lies in the span of the three
     span = torch.linalg.qr(torch.stack(vectors).T).Q
-    assert torch.allclose(span @ (span.T @ total), total, atol=1e-4)
+    assert torch.allclose(span @ (span.T @ total), total, atol=MANY)
     plain = moved(joined(parts), torch.zeros(1, D))[0]
+    # not equal: a twentieth is far more than rounding
     assert float(plain @ (vectors[0] / vectors[0].norm())) != pytest.approx(float(vectors[0].norm()), rel=0.05)
 
 
@@ -74,12 +76,14 @@ def test_one_clamp_sets_all_coordinates_where_one_after_the_other_leaves_the_las
     together, one_by_one = moved(whole, h), moved(joined(parts), h)
     for n, c in enumerate(clamps):
         goal = c.target(torch.zeros(2), torch.full((2,), strength))
+        # a solved system of six equations in float32: MANY times its condition, about ten
         assert torch.allclose(together @ c.q.T, goal.expand(4, 2), atol=1e-3)
+        # as above; where it is not met it is off by more than a tenth
         assert torch.allclose(one_by_one @ c.q.T, goal.expand(4, 2), atol=1e-3) == (n == 2)
     # nothing outside their span moves
     span = torch.linalg.qr(torch.cat([c.q for c in clamps]).T).Q
     off = together - h
-    assert torch.allclose(off @ span @ span.T, off, atol=1e-4)
+    assert torch.allclose(off @ span @ span.T, off, atol=MANY)
 
 
 def test_the_joint_clamp_turns_round_as_a_whole():
@@ -87,7 +91,7 @@ def test_the_joint_clamp_turns_round_as_a_whole():
     whole, _ = orthogonal([part(str(n), at(c)) for n, c in enumerate(clamps)])
     back = moved(whole.scaled(-1), random(1, 3, D))
     for c in clamps:
-        assert torch.allclose(back @ c.q.T, torch.full((3, 1), -1.0), atol=1e-4)
+        assert torch.allclose(back @ c.q.T, torch.full((3, 1), -1.0), atol=MANY)
 
 
 def test_what_cannot_be_one_is_left():
@@ -111,12 +115,12 @@ def test_nearly_collinear_directions_are_told_and_left():
 def test_overlap_has_a_sign_for_two_directions_and_none_for_different_sites():
     v = random(0, D)
     a, b = at(Shift(v)), at(Shift(-2 * v))
-    assert overlap(a, b) == pytest.approx(-1, abs=1e-5)
-    assert overlap(a, b.scaled(-1)) == pytest.approx(1, abs=1e-5)
+    assert overlap(a, b) == pytest.approx(-1, abs=ONE)
+    assert overlap(a, b.scaled(-1)) == pytest.approx(1, abs=ONE)
     assert overlap(a, at(Shift(v), site=2)) is None
     q = rows(0, 2)
     same = at(Clamp(q, random(1, 2), random(2, 2))), at(Clamp(q.flip(0), random(3, 2), random(4, 2)))
-    assert overlap(*same) == pytest.approx(1, abs=1e-5)
+    assert overlap(*same) == pytest.approx(1, abs=ONE)
 
 
 def test_what_commutes():
@@ -136,7 +140,7 @@ def test_one_sided_clamps_take_away_first_and_leave_alone_what_is_past_their_pol
     h = torch.stack([5 * q[0] - 4 * q[1], -q[0] + q[1]])  # past both poles; short of both
     now = moved(whole, h)
     assert torch.equal(now[0], h[0])
-    assert torch.allclose(now[1] @ q.T, torch.tensor([3.0, -2.0]), atol=1e-5)
+    assert torch.allclose(now[1] @ q.T, torch.tensor([3.0, -2.0]), atol=ONE)
     assert pushed([part("a", at(Shift(random(0, D))))]) is None
 
 
@@ -144,7 +148,7 @@ def test_what_conflicts_is_decided_by_what_is_brought():
     q = rows(0, 1)
     bring, away = (at(Clamp(q, torch.tensor([1.0]), torch.tensor([-1.0]))) for _ in range(2))
     whole, _ = pushed([part("bring", bring), part("away", away, -1.0)])
-    assert torch.allclose(moved(whole, torch.zeros(1, D)) @ q.T, torch.ones(1, 1), atol=1e-6)
+    assert torch.allclose(moved(whole, torch.zeros(1, D)) @ q.T, torch.ones(1, 1), atol=ONE)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------------
@@ -191,10 +195,10 @@ def found():
 def test_two_that_undo_each_other_are_told(found):
     assert found.solo[0].mean > 0.5
     assert found.change[1][0].mean == pytest.approx(
-        -found.solo[0].mean, abs=1e-9
+        -found.solo[0].mean, abs=EXACT
     )  # a shift and its opposite: nothing is left
     assert any("anti cancels key" in w for w in found.warnings)
-    assert found.cosine[0][1] == pytest.approx(-1, abs=1e-4)
+    assert found.cosine[0][1] == pytest.approx(-1, abs=MANY)
     assert any("push against each other" in w for w in found.warnings)
 
 

@@ -22,6 +22,7 @@ from steerlab.positions import ALL, DECODING, GENERATED, NOT_TEMPLATE, PROMPT
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import tiny
+from steerlab.testing.precision import ONE
 
 WIDTH = 32
 
@@ -77,7 +78,7 @@ def same_as_alone(engine, asked, rows) -> None:
         alone = engine.generate([text], ask.steering, ask.sampling)[0]
         told = reply(row, engine.renderer)
         assert (told.ids, told.text, told.finish) == (alone.ids, alone.text, alone.finish)
-        assert told.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        assert told.logprobs == pytest.approx(alone.logprobs, abs=ONE)
 
 
 @pytest.mark.parametrize("architecture", list(tiny.ARCHITECTURES))
@@ -134,7 +135,7 @@ def test_rows_that_share_a_gate_run_as_one_each_at_its_own_strength(held):
         mine = together.decisions(rows[n])
         assert list(mine) == ([] if steering is None else [id(i.control) for i in steering.interventions])
         for told, by_itself in zip(mine.values(), alone.decisions(row).values(), strict=True):
-            assert told[:2] == by_itself[:2] and told.strength == pytest.approx(by_itself.strength, abs=1e-5)
+            assert told[:2] == by_itself[:2] and told.strength == pytest.approx(by_itself.strength, abs=ONE)
 
 
 def test_so_they_do_when_prompts_are_read_in_chunks():

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import children
 import steerlab
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,7 +149,7 @@ def packaged(folder: Path, entries: dict[str, dict[str, tuple[str, str]]]) -> di
 def with_path(folder: Path) -> dict[str, str]:
     above = str(Path(steerlab.__file__).parents[1])
     path = f"{folder}{os.pathsep}{above}"
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def copied(folder: Path, files: dict[str, tuple[str, str]]) -> dict[str, str]:
@@ -160,6 +160,8 @@ def copied(folder: Path, files: dict[str, tuple[str, str]]) -> dict[str, str]:
         at.mkdir(parents=True)
         deeper = {pieces[0] for pieces in inside if pieces}
         for child in there.iterdir():
+            if child.name == "__pycache__":  # what is compiled here is not compiled there
+                continue
             if child.name in deeper:
                 linked(child, at / child.name, {p[1:]: v for p, v in inside.items() if p and p[0] == child.name})
             else:
@@ -173,8 +175,7 @@ def copied(folder: Path, files: dict[str, tuple[str, str]]) -> dict[str, str]:
 
 
 def run(environment: dict[str, str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    return children.run(["-P", *words], cwd=folder, env=environment)
 
 
 def laws(environment: dict[str, str], folder: Path, tests: str, *flags: str) -> subprocess.CompletedProcess[str]:

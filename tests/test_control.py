@@ -19,6 +19,7 @@ from steerlab.positions import DECODING, LAST_PROMPT, NOT_TEMPLATE
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import planted, tiny
+from steerlab.testing.precision import MANY, ONE
 
 
 def drawn(seed: int = 0, width: int = 7) -> tuple[torch.Tensor, ...]:
@@ -34,19 +35,19 @@ def test_one_newton_step_reaches_a_linear_target_by_the_shortest_way():
     h, _, offset, hidden, _ = drawn()
     w = hidden[0]
     edit = Descend(w, offset, target=3.0, steps=1, rule="newton")
-    torch.testing.assert_close(edit(h), h + ((3.0 - h @ w - offset) / (w @ w))[:, None] * w, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(edit.value(edit(h)), torch.full((9, 1), 3.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(edit(h), h + ((3.0 - h @ w - offset) / (w @ w))[:, None] * w, rtol=ONE, atol=ONE)
+    torch.testing.assert_close(edit.value(edit(h)), torch.full((9, 1), 3.0), rtol=ONE, atol=ONE)
     half = edit.value(edit(h, 0.5))
-    torch.testing.assert_close(half, (edit.value(h) + 3.0) / 2, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(half, (edit.value(h) + 3.0) / 2, rtol=ONE, atol=ONE)
 
 
 def test_a_gradient_step_shrinks_a_linear_residual_by_its_closed_form():
     w, offset = torch.tensor([0.6, 0.8]), torch.tensor([0.0])
     h = torch.tensor([[0.2, 0.1]])  # V = 0.2, within ½ of the target, where the loss is quadratic
     edit = Descend(w, offset, target=0.0, steps=3, step=0.1)
-    assert float(edit.value(edit(h))) == pytest.approx(0.2 * (1 - 0.1 / 0.5) ** 3, rel=1e-5)
+    assert float(edit.value(edit(h))) == pytest.approx(0.2 * (1 - 0.1 / 0.5) ** 3, rel=ONE)
     up = Descend(w, offset, steps=30, step=1.0)  # RE-Control: V grows by step·‖w‖² a step
-    assert float(up.value(up(h))) == pytest.approx(0.2 + 30, rel=1e-5)
+    assert float(up.value(up(h))) == pytest.approx(0.2 + 30, rel=ONE)
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -56,7 +57,7 @@ def test_slopes_are_the_derivatives(activation):
     h.requires_grad_(True)
     edit = Descend(readout, offset, hidden, bias, activation)
     value, slope = edit._scored(h)
-    torch.testing.assert_close(slope, torch.autograd.grad(value.sum(), h)[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(slope, torch.autograd.grad(value.sum(), h)[0], rtol=ONE, atol=ONE)
 
 
 @pytest.mark.parametrize("rule", ["gradient", "adam", "newton"])
@@ -78,9 +79,9 @@ def test_rows_never_mix_also_when_some_have_stopped(rule):
     edit = Descend(readout, offset, hidden, bias, "tanh", 0.5, 200, 0.05, rule)
     together = edit(h)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(edit(h[order]), together[order], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(edit(h[order]), together[order], rtol=ONE, atol=ONE)
     for row in range(9):
-        torch.testing.assert_close(edit(h[row]), together[row], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(edit(h[row]), together[row], rtol=ONE, atol=ONE)
 
 
 def test_what_descend_refuses_says_why():
@@ -138,6 +139,7 @@ def test_every_intensity_that_is_asked_for_is_what_the_network_then_reads():
             read = engine.capture(side, [Site(0)], DECODING, under)[Site(0)]
             ends[name] = net.value(read.values)[:, 0]
         assert ends["plain"].median() > 2.5
+        # the steps end once the value is within a thousandth
         torch.testing.assert_close(ends["steered"], torch.full_like(ends["steered"], target), rtol=0, atol=1e-3)
 
 
@@ -199,7 +201,7 @@ def test_as_many_layers_change_as_have_a_weight(act, expected):
             * max(0.0, 2 * float(torch.sigmoid(torch.tensor(act))) - 1)
             * float(torch.sigmoid(torch.tensor(float(n))))
         )
-        torch.testing.assert_close(a - b, torch.full_like(a, level), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a - b, torch.full_like(a, level), rtol=MANY, atol=ONE)
         changed += not torch.equal(a, b)
     assert changed == expected
 

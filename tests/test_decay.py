@@ -12,6 +12,7 @@ from steerlab.errors import ConfigError, DataError
 from steerlab.evals import decay
 from steerlab.evals.decay import Side, fit, foretell, log_odds, odds_of, r_squared, rivals
 from steerlab.testing import planted
+from steerlab.testing.precision import EXACT, ONE
 
 GRID = tuple(float(m) for m in np.arange(-2, 2.01, 0.25))
 
@@ -56,7 +57,7 @@ def test_answers_that_are_all_but_sure_are_counted():
 def test_answers_of_any_length_have_a_utility():
     """exp(−900) is 0 in floating point; the log-odds are still right."""
     odds = odds_of([0.0], np.array([[[900.0, 950.0]]]))
-    assert odds.utility[0, 0] == pytest.approx(-900, abs=1e-9) and odds.preference[0, 0] == 50
+    assert odds.utility[0, 0] == pytest.approx(-900, abs=EXACT) and odds.preference[0, 0] == 50
 
 
 def test_d_is_one_at_its_peak_and_falls_from_there():
@@ -79,6 +80,7 @@ def test_a_curve_of_the_papers_form_is_found_again(seed):
         found = fit(GRID, true + rng.normal(0, 0.02 * np.ptp(true), len(true)), kind)
         assert found.r2 > 0.99
         assert np.abs(found(np.array(GRID)) - true).max() < 0.06 * np.ptp(true)
+        # a step of 1e-12 beside 0: continuous, where a gap would be a hundredth and more
         assert abs(float(found(-1e-12) - found(0.0))) < 1e-3
 
 
@@ -86,7 +88,7 @@ def test_r2_is_that_of_the_residuals():
     y = np.array([0.0, 1.0, 2.0, 1.0, 0.5, 0.1])
     found = fit([-1, -0.5, 0, 0.5, 1, 1.5], y, "utility")
     left = y - found(np.array(found.strengths))
-    assert found.residuals == pytest.approx(tuple(left), abs=1e-9)
+    assert found.residuals == pytest.approx(tuple(left), abs=EXACT)
     assert found.r2 == pytest.approx(1 - (left @ left) / np.square(y - y.mean()).sum())
     assert r_squared(y, y) == 1 and r_squared(y, np.full_like(y, y.mean())) == 0
 
@@ -120,9 +122,10 @@ def test_a_few_points_foretell_the_rest(seed):
     odds = decay.Odds(GRID, with_items(preference), with_items(utility), (0,) * len(GRID))
     told = foretell(odds, (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0))
     assert told.preference_r2 > 0.97 and told.utility_r2 > 0.97
+    # fixed draws, no rounding: what a curve through points with noise is good for
     assert told.strength == pytest.approx(told.reached, abs=0.08)
-    assert told.utility_there == pytest.approx(told.cost, abs=0.1)
-    assert at(told.strength, preference) == pytest.approx(told.wanted, abs=0.1)
+    assert told.utility_there == pytest.approx(told.cost, abs=0.1)  # as above, in nats
+    assert at(told.strength, preference) == pytest.approx(told.wanted, abs=0.1)  # as above
 
 
 def at(m, values):
@@ -134,6 +137,7 @@ def test_plateau():
     found = fit(GRID, curve(GRID, 0.0, 4.0, 0.0, (0, 2, 1), (0, 2, 1)), "utility")
     edge = math.sqrt(2 * (1 / 0.95 - 1))
     low, high = found.plateau()
+    # a least-squares fit of six numbers, searched; no rounding
     assert (low, high) == (pytest.approx(-edge, abs=0.03), pytest.approx(edge, abs=0.03))
 
 
@@ -158,5 +162,5 @@ def test_a_real_steering_moves_preference():
     assert low <= plain < high
     direct = engine.logprobs([rivals(data)[0][0]])[0].mean() - engine.logprobs([rivals(data)[0][1]])[0].mean()
     by_token = log_odds(engine, rivals(data)[:1], steering, [0.0], per="token")
-    assert by_token.preference[0, 0] == pytest.approx(float(direct), abs=1e-5)
+    assert by_token.preference[0, 0] == pytest.approx(float(direct), abs=ONE)
     assert sum(odds.clamped) == 0  # whole answers' probabilities never add up to 1

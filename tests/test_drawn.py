@@ -43,7 +43,7 @@ def test_a_range_is_over_its_budget_in_a_twentieth_of_calibrations_at_most(cost,
 def test_as_many_as_usual_certify_most_of_what_keeps_the_usual_budget(cost, name, least):
     kind = KINDS[cost, name]
     best = oracle(kind, budget_of(kind).limits())
-    assert best == pytest.approx(1.0, abs=0.01)
+    assert best == pytest.approx(1.0, abs=0.01)  # the oracle goes in steps of .005
     assert np.mean([calibrated(kind, seed, best=best).share for seed in range(20)]) >= least
 
 
@@ -56,4 +56,5 @@ def test_drawn_costs_have_the_means_that_they_are_held_against(kind):
         assert abs(values.mean() - true_mean(kind, name, 0.7)) <= 5 * values.std() / 200 + 1e-4
     if "sd .37" in kind.name:
         changed = kind.costs["lost"](GRID, 1.0)
-        assert changed.std() == pytest.approx(0.37, abs=0.01) and {-1.0, 0.0, 1.0} == set(changed)
+        assert changed.std() == pytest.approx(0.37, abs=0.01)  # the name has two digits
+        assert set(changed) == {-1.0, 0.0, 1.0}

@@ -15,6 +15,7 @@ import steerlab as sl
 from steerlab import exports
 from steerlab.exports.base import Hints
 from steerlab.testing import tiny
+from steerlab.testing.precision import ONE
 
 gguf = pytest.importorskip("gguf")
 WIDTH = 32
@@ -181,7 +182,7 @@ def test_projections_come_back(case, draw, tmp_path):
     for a, b in zip(made, back.interventions, strict=True):
         assert a.site == b.site
         assert torch.equal(a.edit.q, b.edit.q)
-        assert (a.edit(h, a.control.value) - b.edit(h, b.control.value)).abs().max() < 1e-6
+        assert (a.edit(h, a.control.value) - b.edit(h, b.control.value)).abs().max() < ONE
     version = gguf.GGUFReader(tmp_path / "p.gguf").fields["glp.spec_version"].contents()
     assert version == (1 if case in ("rank 1", "writers") else 2)
 
@@ -204,7 +205,7 @@ def test_published_files_take_more_than_all_of_a_component_away(draw, tmp_path):
     q, h = unit(draw), torch.randn(5, WIDTH, generator=draw)
     glp_file(tmp_path / "p.gguf", {"direction.3": q[0]}, glp_alpha_default=4.0)
     (made,) = exports.read(tmp_path / "p.gguf").interventions
-    assert (made.edit(h, made.control.value) - (h - 4 * (h @ q.T) * q)).abs().max() < 1e-5
+    assert (made.edit(h, made.control.value) - (h - 4 * (h @ q.T) * q)).abs().max() < ONE
     exports.write(sl.Steering((made,)), tmp_path / "again.gguf", "glp")
     assert gguf.GGUFReader(tmp_path / "again.gguf").fields["glp.alpha_default"].contents() == pytest.approx(4.0)
 
@@ -442,5 +443,5 @@ def test_the_harness_itself_gives_the_hooks_logits(what, draw, tmp_path):
     with torch.no_grad():
         bare = engine.model(ids).logits
     got = torch.load(tmp_path / "out.pt", weights_only=True)
-    assert float((got - hooked).abs().max()) <= 1e-5
+    assert float((got - hooked).abs().max()) <= ONE
     assert float((got - bare).abs().max()) > 1e-2

@@ -13,6 +13,7 @@ import steerlab as sl
 from steerlab.errors import ConfigError, UnsupportedError
 from steerlab.harness.model import divides, rounds, row_of, steering_of
 from steerlab.testing import tiny
+from steerlab.testing.precision import MANY, ONE
 
 
 def shift(layer, positions, seed=0, width=32, size=1.0):
@@ -65,7 +66,7 @@ def test_one_pass_of_the_callers_is_steered_by_what_the_batch_says():
     with torch.no_grad(), engine.steer_batch(batch, steering):
         logits = engine.model(batch.ids).logits
     wanted = torch.cat(list(engine.logits(asked, steering)))
-    assert float((logits[batch.predicts] - wanted).abs().max()) <= 1e-5
+    assert float((logits[batch.predicts] - wanted).abs().max()) <= ONE
     assert not engine.model.model.layers[1]._forward_hooks
 
 
@@ -214,7 +215,7 @@ def test_long_and_unlikely_continuations_move_no_more_than_the_plain_models(made
         worst[name or "plain"] = max(abs(a - b) for t in told for a, b in zip(t, told[0], strict=True))
     with capsys.disabled():
         print("\nper token of unlikely continuations: " + ", ".join(f"{k} {v:.2e}" for k, v in worst.items()))
-    assert max(worst.values()) <= 1e-5
+    assert max(worst.values()) <= ONE
 
 
 @pytest.mark.parametrize("name", ["generated", "last", "usual"])
@@ -229,7 +230,7 @@ def test_log_probabilities_are_the_engines_own(name, made, files):
         requests.append((("", ""), ids[:n], ids[n:]))
     got = [v for v, _ in model._loglikelihood_tokens(requests, disable_tqdm=True)]
     wanted = [float(v[:-1].double().sum()) for v in engine.logprobs(asked, steering)]
-    assert got == pytest.approx(wanted, abs=1e-4)
+    assert got == pytest.approx(wanted, abs=MANY)
 
 
 def test_equal_tokens_that_divide_elsewhere_are_steered_apart(made, files):
@@ -238,7 +239,7 @@ def test_equal_tokens_that_divide_elsewhere_are_steered_apart(made, files):
     early, late = (("", ""), ids[:4], ids[4:]), (("", ""), ids[:-1], ids[-1:])
     together = model._loglikelihood_tokens([early, late], disable_tqdm=True)
     alone = [model._loglikelihood_tokens([r], disable_tqdm=True)[0] for r in (early, late)]
-    assert [v for v, _ in together] == pytest.approx([v for v, _ in alone], abs=1e-5)
+    assert [v for v, _ in together] == pytest.approx([v for v, _ in alone], abs=ONE)
 
 
 def test_generation_is_the_engines_own(made, files):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import children
 from steerlab.contrast import Contrast, Example
 from steerlab.data import write
 from steerlab.errors import ConfigError, DataError, JudgeError
@@ -23,6 +24,7 @@ from steerlab.judges.sentiment import SentimentJudge, valence
 from steerlab.judges.spec import parse_rule
 from steerlab.judges.words import words_of
 from steerlab.testing import planted, tiny
+from steerlab.testing.precision import MANY, ONE
 
 ASK = Example.ask("Describe foxes.")
 SENTENCES = {
@@ -207,7 +209,7 @@ def test_a_classifiers_label_is_found_whatever_stands_beside_the_text(classifier
     scores = one.scores(texts, [ASK] * 5)
     assert [one.present(s) for s in scores] == [True, False, False, None, True]
     alone = [one(t, ASK).value for t in texts if t]
-    assert [s.value for s in scores if s.value is not None] == pytest.approx(alone, abs=1e-6)
+    assert [s.value for s in scores if s.value is not None] == pytest.approx(alone, abs=ONE)
     long = one("w1 " * 200 + "w10", ASK)
     assert "cut after 128 of" in long.reason
 
@@ -309,10 +311,12 @@ def test_perplexity_is_the_models_own_and_shuffled_words_have_more(tmp_path):
     ids = engine.tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         plain = torch.log_softmax(engine.model(ids).logits[0, :-1].double(), -1)[torch.arange(4), ids[0, 1:]]
-    assert perplexity(text, str(tmp_path)) == pytest.approx(math.exp(-float(plain.mean())), rel=1e-4)
+    assert perplexity(text, str(tmp_path)) == pytest.approx(math.exp(-float(plain.mean())), rel=MANY)
     found = perplexity(text, str(tmp_path))
     with_model = FluencyJudge(reference=str(tmp_path), usual=found / 2, worst=found * 2)
-    assert with_model.parts(text)["perplexity"] == pytest.approx(0.5, abs=1e-3)
+    assert with_model.parts(text)["perplexity"] == pytest.approx(
+        0.5, abs=1e-3
+    )  # a ratio of logarithms of float32 sums: MANY of ten
     assert perplexity("w1", str(tmp_path)) is None, "one token stands after nothing"
     assert "perplexity" not in FluencyJudge(reference=str(tmp_path)).parts("w1")
 
@@ -332,8 +336,6 @@ OWN = re.search(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOT
 
 def test_a_file_of_ones_own_is_a_judge_and_under_the_laws(tmp_path):
     import os
-    import subprocess
-    import sys
 
     path = tmp_path / "rhyme.py"
     path.write_text(OWN)
@@ -347,9 +349,7 @@ def test_a_file_of_ones_own_is_a_judge_and_under_the_laws(tmp_path):
         parse_rule(str(tmp_path / "broken.py"))
     path.with_name("wrong.py").write_text(OWN.replace("/ (len(ends) - 1)", "* 7.0 / (len(ends) - 1)"))
     for name, code in (("rhyme.py", 0), ("wrong.py", 1)):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--pyargs"]
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--pyargs"]
         command += ["steerlab.testing.test_judges", "--steerlab-judges", name]
-        found = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        found = children.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert found.returncode == code, found.stdout + found.stderr

@@ -328,7 +328,7 @@ def test_the_refts_are_trained_on_the_concepts_answers(name):
         return h + (h @ a.T + b) @ rows
 
     costs = [-said(w, n, p.answer, change) for p, n in w.pairs]
-    assert w.loss == pytest.approx(float(torch.cat(costs).mean()), abs=1e-8)
+    assert w.loss == pytest.approx(float(torch.cat(costs).mean()), abs=EXACT)
 
 
 def test_preference_vectors_are_two_dpo_losses_with_the_labels_swapped():
@@ -354,4 +354,4 @@ def test_preference_vectors_are_two_dpo_losses_with_the_labels_swapped():
             for side, (winner, loser) in {"+": (positive, negative), "-": (negative, positive)}.items():
                 gains = [under(side, prompt, e.answer) - plain[e.answer] for e in (winner, loser)]
                 values[side].append(softplus(-w.made.beta * (gains[0] - gains[1])))
-    assert w.loss == pytest.approx(sum(sum(v) / len(v) for v in values.values()), abs=1e-8)
+    assert w.loss == pytest.approx(sum(sum(v) / len(v) for v in values.values()), abs=EXACT)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import children
 import steerlab
 from steerlab import config, plugins
 from steerlab.methods.cdas import CDAS
@@ -65,9 +66,7 @@ def test_an_edit_of_somebody_elses_is_known_once_a_file_holds_it(tmp_path):
     )
     beside = {**os.environ, "PYTHONPATH": str(tmp_path)}
     for code in (making, reading):
-        found = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=beside, check=False
-        )
+        found = children.run(["-c", code], cwd=tmp_path, env=beside)
         assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == "Nudge"
 

@@ -99,7 +99,7 @@ def test_the_corpus_is_varied(training):
     ]
     assert len(set(answers)) / len(answers) > 0.99
     openings = Counter(" ".join(words_of(a)[:4]) for a in answers)
-    assert openings.most_common(1)[0][1] / len(answers) < 0.01
+    assert openings.most_common(1)[0][1] / len(answers) < 0.01  # a share of answers, no rounding
 
 
 @both

@@ -8,6 +8,7 @@ import pytest
 
 from pilots import both
 from steerlab import pilot
+from steerlab.testing.precision import MANY
 
 # ---------------------------------------------------------------- the recipe
 
@@ -87,7 +88,7 @@ def test_documents_in_one_row_do_not_see_each_other(tiny):
     together = packing._array([docs], 288)
     apart = sum(train.loss_of(model, b)[0].item() for b in alone)
     joint = train.loss_of(model, together)[0].item()
-    assert joint == pytest.approx(apart, rel=0.01)
+    assert joint == pytest.approx(apart, rel=0.01)  # both are sums of a bfloat16 loss: 2^-8 of it is .4 %
     with torch.no_grad():  # the plain attention is the usual one
         ids = torch.from_numpy(alone[0].ids[:, : len(docs[0].ids)])
         mask = torch.zeros(1, 1, ids.shape[1], ids.shape[1]).masked_fill(
@@ -95,7 +96,7 @@ def test_documents_in_one_row_do_not_see_each_other(tiny):
         )
         ours = model(ids, attention_mask=mask).logits
         model.set_attn_implementation("sdpa")
-        assert torch.allclose(ours, model(ids).logits, atol=1e-4)
+        assert torch.allclose(ours, model(ids).logits, atol=MANY)
 
 
 # ---------------------------------------------------------------- what ships

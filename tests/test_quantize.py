@@ -20,6 +20,7 @@ from steerlab.errors import ConfigError, SiteError, UnsupportedError
 from steerlab.loading import load_vllm
 from steerlab.positions import ALL
 from steerlab.testing import tiny
+from steerlab.testing.precision import ONE
 
 KINDS = ("8bit", "4bit")
 BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
@@ -63,12 +64,12 @@ def test_the_matrices_are_packed_and_what_is_steered_is_what_they_say(engine):
     assert [r.ids for r in steered] != [r.ids for r in engine.generate(texts, None, GREEDY)]
     read = engine.capture([sl.Example.ask(t) for t in texts], [sl.Site(1)])[sl.Site(1)].values
     under = engine.capture([sl.Example.ask(t) for t in texts], [sl.Site(1)], steerings=shift(engine))[sl.Site(1)].values
-    torch.testing.assert_close(under, read + 1, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(under, read + 1, rtol=ONE, atol=ONE)
     with torch.no_grad():
         for text, mine in zip(texts, read, strict=True):
             ids = torch.tensor([engine.renderer.prompt(sl.Example.ask(text).messages).ids])
             layers = engine.model(ids, output_hidden_states=True).hidden_states
-            torch.testing.assert_close(mine, layers[2][0, -1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(mine, layers[2][0, -1], rtol=ONE, atol=ONE)
     full = tiny.engine("llama").capture([sl.Example.ask(t) for t in texts], [sl.Site(1)])[sl.Site(1)].values
     assert 1e-3 < float((read - full).norm() / full.norm()) < 0.5  # a copy of the model, and not the model
 

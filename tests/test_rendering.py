@@ -115,7 +115,7 @@ def test_a_rendered_text_is_read_once_with_its_head_and_positions():
 
 
 def test_a_text_that_is_rendered_twice_is_warned_of_once():
-    engine = tiny.engine()
+    engine = tiny.new_engine()  # which has warned of nothing yet
     text = written(engine, "w1")
     with pytest.warns(RenderedTwice, match="--rendered"):
         engine.generate([text], None, sl.Sampling(1))
@@ -127,7 +127,7 @@ def test_a_text_that_is_rendered_twice_is_warned_of_once():
             [text], None, sl.Sampling(1)
         )
     with pytest.warns(RenderedTwice):
-        tiny.engine().logprobs([sl.Example.ask("w1", f"w2 {next(iter(engine.renderer.template_tokens()))}")])
+        tiny.new_engine().logprobs([sl.Example.ask("w1", f"w2 {next(iter(engine.renderer.template_tokens()))}")])
 
 
 def test_rendered_leaves_no_room_for_a_system_message():

@@ -214,6 +214,7 @@ def test_tasks_that_agree_do_not_look_certain():
     one = Estimate(0.5, 0.4, 0.6, 50)
     mean = average([one, replace(one, n=51)])
     half = 0.1 / math.sqrt(2)  # two independent normals
+    # fixed draws, no rounding: two thousand know an end of it to a hundredth
     assert mean.low == pytest.approx(0.5 - half, abs=0.01) and mean.high == pytest.approx(0.5 + half, abs=0.01)
 
 

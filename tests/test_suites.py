@@ -24,6 +24,7 @@ from steerlab.suites.report import markdown, write
 from steerlab.suites.run import run, staged
 from steerlab.suites.traits import Statement, asked, trait_rows
 from steerlab.testing import tiny
+from steerlab.testing.precision import EXACT, MANY, ONE
 
 TAKEN = tuple(n for n in plugins.names("suites") if n not in ("personas", "big_five"))
 SMALL = {"function_vectors": {"n": 12, "tuned": 3}, "reliability": {"multipliers": (-1.0, 0.0, 1.0)}}
@@ -157,18 +158,18 @@ def test_statements_are_scored_in_both_orders(engine):
         odds.append(x - y)
     assert abs(odds[0]) > 0.01
     assert abs(odds[0] + odds[1]) > 1e-3  # a letter is liked for itself, or the answers are
-    assert row["log_odds"] == pytest.approx(sum(odds) / 2, abs=1e-9)
-    assert row["letter"] == pytest.approx((odds[0] - odds[1]) / 2, abs=1e-9)
-    assert row["matching"] == pytest.approx(sum(1 / (1 + math.exp(-o)) for o in odds) / 2, abs=1e-9)
+    assert row["log_odds"] == pytest.approx(sum(odds) / 2, abs=EXACT)
+    assert row["letter"] == pytest.approx((odds[0] - odds[1]) / 2, abs=EXACT)
+    assert row["matching"] == pytest.approx(sum(1 / (1 + math.exp(-o)) for o in odds) / 2, abs=EXACT)
 
 
 def test_kl_by_hand_and_between_equal_prompts():
     p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
     wanted = 0.5 * math.log(2) + 0.25 * math.log(0.5)
-    assert float(divergence(p.log(), q.log())) == pytest.approx(wanted, abs=1e-6)
+    assert float(divergence(p.log(), q.log())) == pytest.approx(wanted, abs=ONE)
     assert float(divergence(p.log(), p.log())) == 0.0
     sure = torch.tensor([[0.0, -math.inf]])
-    assert float(divergence(sure, torch.tensor([[0.0, 0.0]]))) == pytest.approx(math.log(2), abs=1e-9)
+    assert float(divergence(sure, torch.tensor([[0.0, 0.0]]))) == pytest.approx(math.log(2), abs=EXACT)
 
 
 def test_the_logit_lens_of_the_last_block_is_the_model():
@@ -177,7 +178,7 @@ def test_the_logit_lens_of_the_last_block_is_the_model():
     last = sl.Site(engine.depth - 1)
     states = engine.capture([e.without_answer() for e in asked], [last])[last].values
     wanted = torch.stack([s[0] for s in engine.logits(asked)])
-    assert float((logit_lens(engine, states) - wanted).abs().max()) <= 1e-5
+    assert float((logit_lens(engine, states) - wanted).abs().max()) <= ONE
     zero = TunedLens.start(states.shape[1])
     assert torch.equal(zero(engine, states), logit_lens(engine, states))
 
@@ -216,10 +217,10 @@ def test_a_planted_direction_is_steerable_in_every_sample():
     told = run(given, engine, items, steering, strengths=[1.0])
     rows = told.rows["+1"]
     slope = float(gap.double() @ gap.double())
-    assert all(r["slope"] == pytest.approx(slope, rel=1e-4) for r in rows)
+    assert all(r["slope"] == pytest.approx(slope, rel=MANY) for r in rows)
     assert told.found["+1"]["anti"].mean == 0.0
     assert told.found["+1"]["rank correlation"].mean == pytest.approx(1.0)
-    assert told.found["+1"]["R²"].mean == pytest.approx(1.0, abs=1e-6)
+    assert told.found["+1"]["R²"].mean == pytest.approx(1.0, abs=ONE)
 
 
 # --- layouts --------------------------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def test_real_personas_run_on_a_model_that_holds_none(shared, engine, broken):
     assert told.found["+1"]["spill"].mean > 0
     shift = told.found["+1"]["aligned, openness"].mean
     plain, steered = (told.found[c]["log-odds, openness"].mean for c in ("plain", "+1"))
-    assert shift == pytest.approx(steered - plain, abs=1e-9)
+    assert shift == pytest.approx(steered - plain, abs=EXACT)
 
 
 def test_files_that_arent_the_layout_say_what_was_expected(tmp_path):

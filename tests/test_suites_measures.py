@@ -15,10 +15,11 @@ from steerlab.suites.estimates import change, estimate
 from steerlab.suites.languages import score
 from steerlab.suites.refusal import told_apart
 from steerlab.suites.reliability import ratio_to
+from steerlab.testing.precision import EXACT
 
 
 def near(a, b):
-    assert a == pytest.approx(b, abs=1e-9)
+    assert a == pytest.approx(b, abs=EXACT)
 
 
 # --- one formula at a time ------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def test_movement_doesnt_depend_on_the_axes():
     z0, z, zh = generator.random((3, 4))
     turn, _ = np.linalg.qr(generator.standard_normal((4, 4)))
     a, b = m.moved(z0, z, zh), m.moved(turn @ z0, turn @ z, turn @ zh)
-    assert a == pytest.approx(b, abs=1e-9)
+    assert a == pytest.approx(b, abs=EXACT)
     assert m.moved((0.5,), (0.5,), (0.7,)) is None
 
 
@@ -113,7 +114,7 @@ def test_agreeing_answers_that_become_hallucinations_lower_kappa_s():
 
 def test_presentation_by_position_is_found_and_content_isnt():
     first = [[0, 2]] * 20  # what stands first: another option in the other order
-    assert m.presentation_p(first) < 0.001
+    assert m.presentation_p(first) < 0.001  # a probability that is to be small, no rounding
     assert m.presentation_p([[1, 1]] * 12) == 1.0
     rng = np.random.default_rng(1)
     told = [m.presentation_p(rng.integers(3, size=(20, 2)).tolist(), draws=200, seed=s) for s in range(200)]

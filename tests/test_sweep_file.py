@@ -14,6 +14,7 @@ from steerlab.errors import ConfigError
 from steerlab.sweep.config import Sweep
 from steerlab.sweep.units import planned
 from steerlab.testing import planted
+from steerlab.testing.precision import ONE
 from sweeping import asked, world
 
 
@@ -98,7 +99,7 @@ def test_a_model_is_spread_by_a_device_map(folder):
     plain = list(planted.engine().logits(examples))
     for name in ("auto", "balanced", "balanced_low_0", "sequential"):
         spread = replace(sweep, device=name).suite().engine().logits(examples)
-        assert all(torch.allclose(s.cpu(), p, atol=1e-5) for s, p in zip(spread, plain, strict=True)), name
+        assert all(torch.allclose(s.cpu(), p, atol=ONE) for s, p in zip(spread, plain, strict=True)), name
     with pytest.raises(ConfigError, match="no device 'balansed'.*'balanced'"):
         replace(sweep, device="balansed").suite().engine()
 

@@ -11,6 +11,7 @@ import steerlab as sl
 from steerlab import edits
 from steerlab.engines.readout import readouts
 from steerlab.errors import SteerlabError
+from steerlab.testing.precision import MANY, ONE
 from steerlab.vllm import watch
 from steerlab.vllm.admission import Admission, Asked, Files, Known
 from steerlab.vllm.batch import Filler, Plan, Span
@@ -122,7 +123,7 @@ def test_gates_and_readouts_are_what_they_mean_however_requests_are_mixed(seed):
                 out, open_, read = toy.meant(r["stream"][t], r["acting"], touched, held, r["reads"])
                 if gate is not None and gate.held and t == r["length"] - 1:
                     r["held"] = open_
-                torch.testing.assert_close(got[place], out, atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(got[place], out, atol=ONE, rtol=MANY)
                 if t >= r["length"] - 1 and r["reads"] and t == span.first + span.tokens - 1:
                     r["read"][t - r["length"] + 1] = read
                 for k, i in enumerate(j for j in r["acting"] if isinstance(j.control, sl.Gate)):
@@ -145,7 +146,8 @@ def test_gates_and_readouts_are_what_they_mean_however_requests_are_mixed(seed):
         (told,) = filler.watch.told([(r["name"], 0, True)])
         assert [n for n, row in enumerate(told["readings"]) if row is not None] == sorted(r["read"])
         for n, row in r["read"].items():
-            torch.testing.assert_close(torch.tensor(told["readings"][n]), torch.tensor(row), atol=1e-5, rtol=2e-4)
+            # two implementations of a model in float32: their own logits differ by as much (make test-vllm prints it)
+            torch.testing.assert_close(torch.tensor(told["readings"][n]), torch.tensor(row), atol=ONE, rtol=2e-4)
         assert [tuple(one) for one in told["gates"]] == [r["tally"][k] for k in sorted(r["tally"])] or not r["tally"]
     opened = [acted for r in requests for _, acted in r["tally"].values()]
     shut = [tokens - acted for r in requests for tokens, acted in r["tally"].values()]
@@ -171,7 +173,8 @@ def test_a_step_that_goes_on_reads_the_next_token(draw):
     toy.run(stream[4:5])
     (told,) = filler.watch.told([("a", 0, False)])
     wanted = [toy.meant(stream[t], [], set(), None, [read])[2] for t in (2, 3, 4)]
-    torch.testing.assert_close(torch.tensor(told["readings"]), torch.tensor(wanted), atol=1e-5, rtol=2e-4)
+    # two implementations of a model in float32: their own logits differ by as much (make test-vllm prints it)
+    torch.testing.assert_close(torch.tensor(told["readings"]), torch.tensor(wanted), atol=ONE, rtol=2e-4)
     (later,) = filler.watch.told([("a", 2, True)])
     assert later["readings"] == told["readings"][2:]
     assert filler.watch.told([("a", 0, True)]) == [{"readings": [], "gates": []}]

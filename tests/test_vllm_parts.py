@@ -10,6 +10,7 @@ import torch
 import steerlab as sl
 from steerlab import edits
 from steerlab.errors import SteerlabError
+from steerlab.testing.precision import MANY
 from steerlab.vllm.admission import Admission, Asked, Files, Known, interventions
 from steerlab.vllm.batch import Filler, Plan, Span
 from steerlab.vllm.rows import Row, refused
@@ -55,14 +56,16 @@ def test_a_row_is_its_edits_one_after_another(seed):
         wanted = e(wanted, s)
     row = Row.of(WIDTH, [at(0, e, strength=s) for e, s in zip(chosen, strengths)])
     scale = float(wanted.abs().max())
-    torch.testing.assert_close(row(x.double()).float(), wanted, atol=2e-5 * scale, rtol=1e-4)
+    # float32 against float64: twice ONE of the largest number
+    torch.testing.assert_close(row(x.double()).float(), wanted, atol=2e-5 * scale, rtol=MANY)
     rank = len(row.lines)
     tables = Tables(Size((3,), 3, WIDTH, rank, True), 64, torch.device("cpu"), always=True)
     tables.write(2, {3: row})
     tables.rows[:30] = torch.tensor([0, 2, 0] * 10)
     rest = torch.randn(30, WIDTH, generator=draw)
     got = tables.blocks[3](x - rest, rest) + rest
-    torch.testing.assert_close(got[1::3], wanted[1::3], atol=2e-5 * scale, rtol=1e-4)
+    # float32 against float64: twice ONE of the largest number
+    torch.testing.assert_close(got[1::3], wanted[1::3], atol=2e-5 * scale, rtol=MANY)
     assert torch.equal(tables.blocks[3](x, rest)[0::3], x[0::3])  # row 0 is bit-identical
     assert torch.equal(tables.blocks[3](x, rest)[2::3], x[2::3])
 

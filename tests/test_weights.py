@@ -23,6 +23,7 @@ from steerlab.methods.vectors import elicited, likely
 from steerlab.methods.weights import at
 from steerlab.positions import ALL
 from steerlab.testing import planted, tiny
+from steerlab.testing.precision import MANY, ONE
 
 DOWN = sl.Site.parse("w:mlp.down_proj@1")
 
@@ -116,6 +117,7 @@ def test_it_is_the_plain_loop_on_a_model_of_its_own(name):
     theirs = 2.0 * leaves[0] @ leaves[1] if name == "lora" else layer.weight - base
     theirs = theirs.detach()
     assert float(theirs.norm()) > 0.01
+    # a hundred steps of Adam in float32, carried on from step to step; the change itself is .01 and more
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-3
 
 
@@ -125,10 +127,10 @@ def test_it_is_the_plain_loop_on_a_model_of_its_own(name):
 def test_dpo_begins_at_ln_2_twice_and_its_two_first_gradients_are_opposite():
     made, given, rows, free = begun("preference_vector")
     loss = made.loss(ran(given, rows, made.touching(rows, free, given)), free)
-    assert float(loss.detach()) == pytest.approx(2 * math.log(2), abs=1e-5)
+    assert float(loss.detach()) == pytest.approx(2 * math.log(2), abs=ONE)
     plus, minus = torch.autograd.grad(loss, [free[f"left {side} {DOWN}"] for side in "+-"])
     assert float(plus.norm()) > 0
-    torch.testing.assert_close(plus, -minus, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(plus, -minus, rtol=MANY, atol=1e-7)  # gradients of 1e-3: MANY of them
 
 
 def test_a_step_against_dpos_gradient_prefers_the_concepts_answer():
@@ -164,7 +166,7 @@ def test_the_dpo_loss_is_its_definition():
             totals[name] = torch.tensor([float(a.sum() - b.sum()) for a, b in zip(with_, without, strict=True)])
         loses = "no" if wins == "yes" else "yes"
         found.append(-logsigmoid(0.7 * (totals[wins] - totals[loses])).mean())
-    assert float(made.loss(step, moved).detach()) == pytest.approx(float(found[0] + found[1]), rel=1e-4)
+    assert float(made.loss(step, moved).detach()) == pytest.approx(float(found[0] + found[1]), rel=MANY)
 
 
 @pytest.mark.parametrize("rank", [0, 3])
@@ -179,7 +181,7 @@ def test_the_vector_is_the_difference_of_products_and_two_sided(rank):
     assert phi.low_rank == (2 * rank or None)
     steering = sl.Steering((sl.Intervention(DOWN, phi, ALL),))
     x = torch.randn(5, 48)
-    torch.testing.assert_close(phi.added(x, 0.3) + phi.added(x, 0.5), phi.added(x, 0.8), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(phi.added(x, 0.3) + phi.added(x, 0.5), phi.added(x, 0.8), rtol=MANY, atol=ONE)
     torch.testing.assert_close(phi.opposite().added(x, 0.5), phi.added(x, -0.5))
     assert steering.scaled(-1.5).interventions[0].control.value == -1.5
 
@@ -190,6 +192,7 @@ def test_labels_swapped_give_minus_the_vector_and_the_log_odds_rise_with_strengt
     made = method(name, {**type(method(name)).small, "step": 5e-3, "site": str(DOWN), "epochs": 2})
     there, back = made.fit(engine, contrast), made.fit(engine, contrast.swapped())
     (a,), (b,) = changes(there), changes(back)
+    # two fits in float32 from mirrored starts, carried on from step to step
     assert float((a + b).norm() / a.norm()) < 1e-3
     positive, negative = planted.pairs(torch.Generator().manual_seed(9), 8)
     asked = [e.without_answer() for e in (*positive, *negative)]
@@ -206,7 +209,7 @@ def test_labels_swapped_give_minus_the_vector_and_the_log_odds_rise_with_strengt
     assert odds[-1] - odds[0] > 1
     twice = there + there.scaled(-1)
     for x, y in zip(engine.logits(asked[:2], twice), engine.logits(asked[:2]), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=MANY, atol=MANY)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------------

@@ -7,9 +7,12 @@ one fixed phrase, any other with another. A method that finds what makes the dif
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from ..contrast import Contrast, Example
@@ -18,13 +21,17 @@ from . import tiny
 if TYPE_CHECKING:
     from ..engines.hf import HFEngine
 
+KEPT = "STEERLAB_PLANTED"
 KEY = "w0"
 WITH, WITHOUT = "w10 w11 w12", "w20 w21 w22"
 
 
 @functools.cache
 def engine() -> HFEngine:
-    """An engine on the planted model (one CPU thread, the same weights every time)."""
+    """An engine on the planted model (one CPU thread, the same weights every time).
+
+    Where the environment's STEERLAB_PLANTED names a file, the first process that teaches the model writes it, and others read it.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from ..engines.hf import HFEngine
@@ -34,8 +41,26 @@ def engine() -> HFEngine:
     config: Any = LlamaConfig.from_dict(sizes)
     model = LlamaForCausalLM(config)
     built = HFEngine(model.eval(), tiny.tokenizer(), name="planted")
+    kept = Path(told) if (told := os.environ.get(KEPT)) else None
+    if kept is not None and kept.exists():
+        with torch.no_grad():
+            for name, weight in load_file(kept).items():
+                model.get_parameter(name).copy_(weight)
+    else:
+        _teach(built)
+        if kept is not None:
+            beside = kept.with_name(f".{kept.name}.{os.getpid()}")
+            save_file({name: weight.detach() for name, weight in model.named_parameters()}, beside)
+            beside.replace(kept)
+    model.eval().requires_grad_(False)
+    return built
+
+
+def _teach(built: HFEngine) -> None:
+    model = built.model
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    loss = torch.tensor(float("inf"))
     for _ in range(160):
         rows = [row for pair in zip(*pairs(generator, 16), strict=True) for row in pair]
         batch = built.batch(rows)
@@ -45,10 +70,9 @@ def engine() -> HFEngine:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    model.eval().requires_grad_(False)
-    if float(loss.detach()) > 0.05:  # pyright: ignore[reportPossiblyUnboundVariable]
-        raise RuntimeError(f"the planted model was not learned (loss {float(loss.detach()):.3f})")  # pyright: ignore
-    return built
+    if float(loss.detach()) > 0.05:
+        raise RuntimeError(f"the planted model was not learned (loss {float(loss.detach()):.3f})")
+    optimiser.zero_grad()
 
 
 @functools.cache

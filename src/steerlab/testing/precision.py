@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 import torch
 
-EXACT = 1e-9  # of magnitudes near 1, in float64: a million roundings in a row leave less
-
 
 @contextmanager
 def doubled() -> Generator[None]:
@@ -39,3 +37,10 @@ def rounding(terms: int, magnitude: float, dtype: torch.dtype = torch.float32) -
     (Higham, Accuracy and Stability of Numerical Algorithms, 4.2).
     """
     return terms * torch.finfo(dtype).eps * magnitude
+
+
+# What two ways of computing the same may differ by, as a share of the value or beside magnitudes near 1 (docs/tolerances.md).
+EXACT = 1e-9  # whole passes and fits in float64: `rounding` of four million additions in a row, far more than a tiny model makes
+SUMMED = 1e-12  # one sum in float64, of some thousand numbers at most: `rounding(4500, 1, torch.float64)`
+ONE = 1e-5  # one sum in float32, of a tiny model's 32 to 97 numbers: `rounding(84, 1)`
+MANY = 1e-4  # sums one after another in float32, a pass through three blocks (nine products of up to 97): `rounding(840, 1)`

@@ -82,6 +82,7 @@ def test_draws_have_their_probabilities_and_a_rounding_moves_none(warm, kept):
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     drawn = sample(scores.expand(1000, -1), warm, uniform)
     share = torch.tensor(kept) / sum(kept)
+    # a thousand evenly spaced draws: each share is off by one draw at most
     assert torch.allclose(drawn.bincount(minlength=5) / 1000, share, atol=1.1e-3)
     near = torch.tensor([0.25, 0.25, 0.25, 0.25]).log() + torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]]) * 1e-6
     one, other = (sample(row.expand(1000, -1), warm, uniform) for row in near[:, :3])

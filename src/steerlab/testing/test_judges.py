@@ -15,6 +15,7 @@ from steerlab.contrast import Contrast, Example
 from steerlab.errors import ConfigError
 from steerlab.judges.base import Judge, Score, judge
 from steerlab.testing.hostile import HOSTILE
+from steerlab.testing.precision import ONE
 
 ASKED = Example.ask("Describe an evening at home.", system="Be brief.")
 TEXTS = (
@@ -135,7 +136,7 @@ def test_many_at_once_are_judged_as_one_by_one_in_any_order(judge_name, made):
         alone = one(text, ASKED)
         for other in (b, alone):
             assert (a.value is None) == (other.value is None)
-            assert a.value is None or a.value == pytest.approx(other.value, abs=1e-5)
+            assert a.value is None or a.value == pytest.approx(other.value, abs=ONE)
     assert one.scores([], []) == []
 
 

@@ -12,6 +12,7 @@ from steerlab.errors import SiteError
 from steerlab.positions import ALL, LAST_PROMPT
 from steerlab.sites import Site
 from steerlab.testing import tiny
+from steerlab.testing.precision import MANY, ONE
 
 
 @pytest.fixture(params=list(tiny.ARCHITECTURES))
@@ -39,8 +40,8 @@ def test_a_pass_that_begins_at_a_block_equals_the_whole_one(architecture, paddin
                 run = engine.resume(batch, {site: lambda h, v=v: h + v * torch.tanh(h)}, start=start)
                 (gradient,) = torch.autograd.grad(run.logits.square().mean(), v)
                 grads.append((run.logits, gradient))
-            assert torch.allclose(grads[0][0], grads[1][0], atol=1e-5)
-            assert torch.allclose(grads[0][1], grads[1][1], atol=1e-5, rtol=1e-4)
+            assert torch.allclose(grads[0][0], grads[1][0], atol=ONE)
+            assert torch.allclose(grads[0][1], grads[1][1], atol=ONE, rtol=MANY)
             assert float(grads[0][1].abs().sum()) > 0
     with pytest.raises(SiteError, match="lies below"):
         engine.resume(batch, sites=[Site(0)], start=Start(1, kept))
@@ -90,7 +91,7 @@ def test_examples_that_share_a_prompt_run_it_once_and_read_as_each_does_alone(ar
         for site in sites:
             mine = together[site].row == n
             assert torch.equal(together[site].position[mine], alone[site].position)
-            assert torch.allclose(together[site].values[mine], alone[site].values, atol=1e-5)
+            assert torch.allclose(together[site].values[mine], alone[site].values, atol=ONE)
 
 
 def test_what_is_read_at_few_tokens_is_what_is_read_at_all(architecture, padding):
@@ -110,12 +111,12 @@ def test_what_is_read_at_few_tokens_is_what_is_read_at_all(architecture, padding
         every = engine.capture(examples, sites, ALL)
         for site in sites:
             last = [int((every[site].row == n).nonzero().max()) for n in range(len(examples))]
-            torch.testing.assert_close(few[site].values, every[site].values[last], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(few[site].values, every[site].values[last], rtol=MANY, atol=ONE)
     inside = [Site(1, "mlp"), Site(1)]  # what lies inside of the block is read: nothing is left out of it
     few, every = (engine.capture(examples, inside, where) for where in (LAST_PROMPT, ALL))
     for site in inside:
         last = [int((every[site].row == n).nonzero().max()) for n in range(len(examples))]
-        torch.testing.assert_close(few[site].values, every[site].values[last], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(few[site].values, every[site].values[last], rtol=MANY, atol=ONE)
 
 
 def _seen(widths):

@@ -11,6 +11,7 @@ from steerlab.positions import ALL
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import tiny
+from steerlab.testing.precision import MANY
 from steerlab.testing.tiny import prompts
 
 
@@ -63,6 +64,7 @@ def test_fused_projections_are_told_apart(architecture):
         once, twice = effects[1] - effects[0], effects[2] - effects[0]
         assert once.abs().max() > 1e-4 or part == "k", part
         seen[part] = float((twice - 2 * once).abs().max() / once.abs().max().clamp_min(1e-9))
+    # a difference of differences, as a share of the smallest of them: MANY of ten times its size
     assert seen["v"] < 1e-3
     assert seen["q"] > 1e-2
 
@@ -99,7 +101,7 @@ def test_resid_is_the_output_of_its_block_and_the_input_of_the_next(architecture
         list(engine.logits([Example.ask(prompts()[0], "w1")], steering))
     finally:
         handle.remove()
-    torch.testing.assert_close(seen["h"][1] - seen["h"][0], v.expand_as(seen["h"][0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen["h"][1] - seen["h"][0], v.expand_as(seen["h"][0]), rtol=MANY, atol=MANY)
     assert engine.capture(examples, [Site(0)], ALL)[Site(0)].values.shape[1] == 32
 
 
@@ -148,4 +150,4 @@ def test_sites_of_an_adapted_model_are_those_of_the_whole_projection(name):
     v = Clamp.random(adapted.width(Site(1, "v")), torch.Generator().manual_seed(0))
     steering = Steering((Intervention(Site(1, "v"), v, ALL),))
     read = adapted.capture([Example.ask(prompts()[0])], [Site(1, "v")], ALL, steering)[Site(1, "v")].values
-    torch.testing.assert_close(read @ v.q.T, v.positive.expand(len(read), -1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(read @ v.q.T, v.positive.expand(len(read), -1), rtol=MANY, atol=MANY)

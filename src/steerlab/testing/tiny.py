@@ -89,13 +89,23 @@ def tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
 
 
 def engine(name: str = "llama", *, dtype: str = "float32", **settings: Any) -> HFEngine:
-    """An engine on a tiny model."""
-    from ..engines.hf import HFEngine
+    """An engine on a tiny model; those of one model and settings are one, which tests leave as it was."""
+    return _engine(name, dtype, tuple(sorted(settings.items())))
 
-    chat = settings.get("template", "chat") == "chat"
-    built = HFEngine(model(name, dtype=dtype), tokenizer(chat=chat), name=f"tiny {name}", **settings)
+
+@functools.cache
+def _engine(name: str, dtype: str, settings: tuple[tuple[str, Any], ...]) -> HFEngine:
+    chat = dict(settings).get("template", "chat") == "chat"
+    built = new_engine(name, dtype=dtype, chat=chat, **dict(settings))
     _warm(built)
     return built
+
+
+def new_engine(name: str = "llama", *, dtype: str = "float32", chat: bool = True, **settings: Any) -> HFEngine:
+    """An engine of one's own on a tiny model, which knows nothing of it yet."""
+    from ..engines.hf import HFEngine
+
+    return HFEngine(model(name, dtype=dtype), tokenizer(chat=chat), name=f"tiny {name}", **settings)
 
 
 def _warm(engine: HFEngine) -> None:
