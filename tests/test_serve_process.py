@@ -325,7 +325,8 @@ serve(service, "127.0.0.1", 0, told=lambda address: tell(f"serving it on {addres
 
 def test_what_fails_gets_500_with_a_name_and_where_the_models_thread_dies_the_process_ends_with_1(tmp_path):
     log = tmp_path / "log"
-    body = {"model": "base", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5}
+    asked = {"model": "base", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5}
+    body = {**asked, "temperature": 0, "min_tokens": 5}  # a reply that ended with its first token would need no step
     with log.open("wb") as file:
         fails = subprocess.Popen([sys.executable, "-c", FAILS, str(tmp_path / "store")], stderr=file)
     try:
