@@ -145,12 +145,12 @@ def crossed(runs: int, seed: int) -> list[dict[str, float | str]]:
                 u = rng.random((tasks, fits, items))
                 values = ((u < up).astype(float) - (u > 1 - down)).tolist()
                 for name, sets in (("shared", names), ("as if each its own", None)):
-                    found = difference(values, items=sets)
-                    assert found is not None and found.level == level
-                    hits[name] += found.low <= 0 <= found.high
-            told = {name: n / runs for name, n in hits.items()}
+                    compared = difference(values, items=sets)
+                    assert compared is not None and compared.level == level
+                    hits[name] += compared.low <= 0 <= compared.high
+            covered = {name: n / runs for name, n in hits.items()}
             rows.append(
-                {"tasks": tasks, "fits": fits, "items": items, "spread of items": spread, "level": level, **told}
+                {"tasks": tasks, "fits": fits, "items": items, "spread of items": spread, "level": level, **covered}
             )
     return rows
 
@@ -171,8 +171,8 @@ def main() -> None:
     for row in covered:
         print(" ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     if asked.out:
-        told = {"alike": counts, "promises": rows, "crossed": covered}
-        asked.out.write_text(json.dumps(told, indent=1) + "\n")
+        figures = {"alike": counts, "promises": rows, "crossed": covered}
+        asked.out.write_text(json.dumps(figures, indent=1) + "\n")
     claimed, of = counts["in all"]
     half = 2.326 * math.sqrt(0.05 * 0.95 / of)
     print(f"bar false_claims {claimed / of:.4f} {0.05 - half:.4f}..{0.05 + half:.4f}")

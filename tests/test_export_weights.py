@@ -12,7 +12,7 @@ import steerlab as sl
 from steerlab import exports
 from steerlab.engines.hf import HFEngine
 from steerlab.testing import tiny
-from steerlab.testing.precision import ONE
+from steerlab.testing.precision import FEW, ONE
 
 WIDTH = 32
 
@@ -103,7 +103,7 @@ def test_a_tied_head_keeps_its_rows(tmp_path):
     q = steering.interventions[0].edit.q
     writers = [p for n, p in other.model.named_parameters() if n.endswith(("o_proj.weight", "down_proj.weight"))]
     assert len(writers) == 6
-    assert all(float((q @ w.detach()).abs().max()) <= ONE for w in writers)
+    assert all(float((q @ w.detach()).abs().max()) <= FEW for w in writers)
 
 
 REFUSED = [

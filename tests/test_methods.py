@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from steerlab.contrast import Contrast
 from steerlab.errors import ConfigError, DataError
 from steerlab.methods import interchange
 from steerlab.methods.base import method, read_classes
@@ -190,3 +191,17 @@ def test_every_optimiser_finds_the_way_from_a_random_start(optimiser):
     made = CDAS(site="0", rank=1, start="random", poles="factors", optimiser=optimiser, step=step, epochs=6, early=0.0)
     told = made.fit(planted.engine(), planted.contrast(30)).meta.figures["divergence"]
     assert min(told["held_out"]) < 0.8 * told["held_out"][0]
+
+
+@pytest.mark.parametrize(("name", "learns"), [("cdas", False), ("cdas_free", False), ("kl_das", False), ("das", True)])
+def test_one_prompt_with_two_answers_is_refused_by_what_learns_from_prompts_alone(name, learns):
+    pairs = planted.contrast(8).pairs
+    same = Contrast(
+        tuple(p for p, _ in pairs), tuple(replace(p, answer=n.answer) for p, n in pairs), paired=True, concept="w0"
+    )
+    made = method(name, {"site": "0", "rank": 1, "epochs": 1})
+    if learns:
+        assert made.fit(planted.engine(), same).interventions
+    else:
+        with pytest.raises(DataError, match="both prompts are identical in all 8 pairs.*reps"):
+            made.fit(planted.engine(), same)

@@ -14,7 +14,7 @@ import steerlab as sl
 from steerlab import artefact, edits
 from steerlab.steering import FORMAT, same_model
 from steerlab.testing import tiny
-from steerlab.testing.precision import ONE
+from steerlab.testing.precision import FEW
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -113,7 +113,7 @@ def test_every_golden_file_still_loads():
         assert [str(i.site) for i in steering.interventions] == wanted["sites"]
         h = torch.linspace(-1, 1, 8)[None]
         for intervention, value in zip(steering.interventions, wanted["edited"], strict=True):
-            torch.testing.assert_close(intervention.edit(h, 1.0)[0], torch.tensor(value), rtol=ONE, atol=ONE)
+            torch.testing.assert_close(intervention.edit(h, 1.0)[0], torch.tensor(value), rtol=FEW, atol=FEW)
         assert steering.meta.model == wanted["model"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerlab.testing.precision import EXACT, MANY, ONE, SUMMED, rounding
+from steerlab.testing.precision import EXACT, FEW, MANY, ONE, SUMMED, rounding
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "tolerances.py"
 
@@ -42,6 +42,7 @@ def test_a_number_without_a_reason_is_found(tool, tmp_path, monkeypatch):
 
 
 def test_names_are_what_rounding_derives():
+    assert rounding(8, 1) == pytest.approx(FEW, rel=0.06)  # as whole terms come nearest
     assert rounding(84, 1) == pytest.approx(ONE, rel=0.01)  # as whole terms come nearest
     assert rounding(840, 1) == pytest.approx(MANY, rel=0.01)  # as whole terms come nearest
     assert rounding(4500, 1, torch.float64) == pytest.approx(SUMMED, rel=0.01)  # as whole hundreds come nearest

@@ -17,7 +17,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tolerances.md"
 PRECISION = ROOT / "src" / "steerlab" / "testing" / "precision.py"
-NAMES = ("EXACT", "SUMMED", "ONE", "MANY")
+NAMES = ("EXACT", "SUMMED", "FEW", "ONE", "MANY")
 CALLS = ("approx", "assert_close", "allclose", "isclose")
 WORDS = ("rtol", "atol", "rel", "abs", "rel_tol", "abs_tol")
 LEAST = 0.01  # a bound from above that is smaller is a tolerance

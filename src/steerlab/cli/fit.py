@@ -142,7 +142,7 @@ def fit(
 def _no_better(figures: Mapping[str, Any]) -> str | None:
     """A sentence where the clamp that is served brings held-out replies no nearer to the wanted ones than no edit."""
     told, served = figures.get("divergence"), figures.get("divergence_served")
-    if not told or served is None or served < NO_BETTER * told["unsteered"]:
+    if not told or served is None or not told["unsteered"] or served < NO_BETTER * told["unsteered"]:
         return None
     return (
         f"warning: on held-out pairs this leaves {served / told['unsteered']:.2f} of the divergence, and no edit at all leaves"

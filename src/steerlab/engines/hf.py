@@ -360,7 +360,8 @@ class HFEngine(Trainable):
         Where prompt and generated tokens go by one rule (positions `all` or `not_template`, constant strengths or gates that
         decide at each token), a call may bring any of them: assisted decoding, prompt lookup, a prompt in pieces, a cache that
         calls under the same steering filled (here or in an earlier block), or none. Raises `UnsupportedError` inside the call
-        for what can't be told, and for a cache that was filled otherwise.
+        for what can't be told, and for a cache that was filled otherwise; one that was cropped, reset or reordered outside and
+        brought back to its length isn't told from one that wasn't.
         """
         one = steerings is None or isinstance(steerings, Steering)
         each = self._accepted(steerings, 1 if one else len(cast("Sequence[Steering | None]", steerings)))

@@ -89,12 +89,12 @@ class Follower:
             yield
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        given |= given.pop("kwargs", {})
-        ids, named = _tokens(given)
-        self._cache = next((given[name] for name in hf_cache.NAMES if given.get(name) is not None), None)
+        arguments = self._signature.bind_partial(*args, **kwargs).arguments
+        arguments |= arguments.pop("kwargs", {})
+        ids, named = _tokens(arguments)
+        self._cache = next((arguments[name] for name in hf_cache.NAMES if arguments.get(name) is not None), None)
         held = self._held_by(self._cache)
-        real = _real(given.get("attention_mask"), ids, held.length if held else 0)
+        real = _real(arguments.get("attention_mask"), ids, held.length if held else 0)
         if real is None:
             if self._needs.padding:
                 raise UnsupportedError(
@@ -103,7 +103,7 @@ class Follower:
             real = torch.ones_like(ids, dtype=torch.bool)
         begins = held is None
         if held is None:
-            held = self._begin(ids, real, named=named, cached=given.get("use_cache") is not False)
+            held = self._begin(ids, real, named=named, cached=arguments.get("use_cache") is not False)
         elif ids.shape[1] > 1:
             self._check_more(ids.shape[1], held)
         if len(ids) != len(held.real):
@@ -171,9 +171,8 @@ class Follower:
         if not self._needs.heads:
             return Held(self._under, 0, zero, zero, False)
         rows = [row[here].tolist() for row, here in zip(ids, real, strict=True)]
-        heads = [
-            self._renderer.head_of([*row, -1]) for row in rows
-        ]  # an id that no head has: all of the row may be head
+        # −1 is an id that no head has: all of a row may be head
+        heads = [self._renderer.head_of([*row, -1]) for row in rows]
         within = [min(head, max(len(row) - 1, 0)) for head, row in zip(heads, rows, strict=True)]
         whole = any(head == len(row) for head, row in zip(heads, rows, strict=True))
         return Held(self._under, 0, zero, torch.tensor(within, device=ids.device), whole)
@@ -244,9 +243,9 @@ def _named(each: Sequence[Steering | None]) -> str:
     return " ".join(names if len(set(names)) > 1 else names[:1])
 
 
-def _tokens(given: Mapping[str, Any]) -> tuple[Int[Tensor, "b t"], bool]:
+def _tokens(arguments: Mapping[str, Any]) -> tuple[Int[Tensor, "b t"], bool]:
     """The ids that a call brings and True; −1 for each and False where it brings embeddings instead."""
-    ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
+    ids, embeddings = arguments.get("input_ids"), arguments.get("inputs_embeds")
     if isinstance(ids, Tensor):
         return ids, True
     if isinstance(embeddings, Tensor) and embeddings.ndim == 3:

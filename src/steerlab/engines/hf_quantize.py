@@ -69,9 +69,8 @@ def settings(name: str, revision: str | None, dtype: str, kind: Quantize) -> Any
             " out."
         )
     if kind == "8bit":
-        logging.getLogger("bitsandbytes").addFilter(_Once())
-        for logger in [n for n in logging.root.manager.loggerDict if n.startswith("bitsandbytes")]:
-            logging.getLogger(logger).addFilter(_Once())
+        for logger in {"bitsandbytes", *(n for n in logging.root.manager.loggerDict if n.startswith("bitsandbytes"))}:
+            logging.getLogger(logger).addFilter(_ONCE)
         return BitsAndBytesConfig(load_in_8bit=True)
     held = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     return BitsAndBytesConfig(
@@ -83,9 +82,9 @@ def settings(name: str, revision: str | None, dtype: str, kind: Quantize) -> Any
 
 def quantisation(model: nn.Module) -> str | None:
     """How a model's weights are quantised, in words; None where they aren't."""
-    told = _described(getattr(getattr(model, "config", None), "quantization_config", None))
-    if told is not None:
-        return told
+    described = _described(getattr(getattr(model, "config", None), "quantization_config", None))
+    if described is not None:
+        return described
     kinds = {type(p.data).__name__ for p in model.parameters() if is_wrapped(p)}
     return ", ".join(sorted(kinds)) or None
 
@@ -98,24 +97,24 @@ def is_wrapped(t: Tensor) -> bool:
 def inside(t: Tensor) -> dict[str, Tensor]:
     """The plain tensors by name that a wrapped one holds."""
     names, _ = cast("Any", t).__tensor_flatten__()
-    found: dict[str, Tensor] = {}
+    plain: dict[str, Tensor] = {}
     for name in names:
         held = getattr(t, name)
         more = inside(held) if is_wrapped(held) else {"": held}
-        found |= {f"{name}.{key}" if key else name: value for key, value in more.items()}
-    return found
+        plain |= {f"{name}.{key}" if key else name: value for key, value in more.items()}
+    return plain
 
 
 def _described(config: Any) -> str | None:
     if config is None:
         return None
-    told: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
-    method = str(getattr(told.get("quant_method"), "value", told.get("quant_method") or "quantised"))
-    if told.get("load_in_8bit"):
+    settings: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method") or "quantised"))
+    if settings.get("load_in_8bit"):
         return f"{method} 8 bit"
-    if told.get("load_in_4bit"):
-        return f"{method} 4 bit {told.get('bnb_4bit_quant_type', '')}".strip()
-    bits = told.get("bits") or told.get("w_bit")
+    if settings.get("load_in_4bit"):
+        return f"{method} 4 bit {settings.get('bnb_4bit_quant_type', '')}".strip()
+    bits = settings.get("bits") or settings.get("w_bit")
     return f"{method} {bits} bit" if bits else method
 
 
@@ -133,3 +132,6 @@ class _Once(logging.Filter):
         fresh = words not in self._seen
         self._seen.add(words)
         return fresh
+
+
+_ONCE = _Once()

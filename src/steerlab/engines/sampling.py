@@ -173,7 +173,10 @@ def sample(scores: Float[Tensor, "b v"], sampling: Sampling, uniform: Float[Tens
     best that holds `top_p` of the rest. They are cumulated in the order of their ids: in that of their probabilities two
     near-equal ones could change places, and with them the draw, by rounding alone.
     """
-    probs = torch.softmax(scores.double() / sampling.temperature, dim=-1)
+    below = scores.double() - scores.double().amax(
+        dim=-1, keepdim=True
+    )  # so that the best stays finite at any temperature
+    probs = torch.softmax(below / sampling.temperature, dim=-1)
     if sampling.min_p > 0:
         probs = torch.where(probs < sampling.min_p * probs.amax(dim=-1, keepdim=True), 0, probs)
     if sampling.top_k is not None or sampling.top_p < 1:

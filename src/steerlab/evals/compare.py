@@ -270,15 +270,15 @@ def _one(a: Side, b: Side, direction: Direction, measure: str, ask: Ask) -> Comp
     if not clusters:
         return None
     share = measure not in UNBOUNDED
-    found = difference(clusters, level=ask.level, share=share, confidence=1 - ask.alpha, items=items)
-    if found is None:
+    answer = difference(clusters, level=ask.level, share=share, confidence=1 - ask.alpha, items=items)
+    if answer is None:
         return None
     try:
         of = Components.of(clusters, items)
     except ConfigError:
         of = None
-    design = Design.of(clusters, found.level, items)
-    return Compared(a.name, b.name, direction, measure, found, found.p, design, of, ask, 1, notes)
+    design = Design.of(clusters, answer.level, items)
+    return Compared(a.name, b.name, direction, measure, answer, answer.p, design, of, ask, 1, notes)
 
 
 def paired(a: Side, b: Side, direction: Direction, measure: str, ask: Ask) -> Pairs:

@@ -46,10 +46,8 @@ class Components:
         weights = sum(c.within_df for c in crossed)
         of_items = sum(c.variance * c.within_df for c in crossed) / weights if weights else 0.0
         per_fit = _harmonic([len(fit) for fit in fits])
-        apart = (
-            within if _one_each(items) else max(0.0, within - of_items)
-        )  # of fits that share items these differ in nothing
         left = max(0.0, within - of_items)
+        apart = within if _one_each(items) else left  # fits that share items don't differ in these
         between = _pooled([[float(np.mean(fit)) for fit in concept] for concept in kept])
         of_fits = 0.0 if between is None else max(0.0, between - apart / per_fit)
         each = _harmonic([len(concept) for concept in kept])

@@ -145,18 +145,31 @@ def estimate(units: Sequence[Sequence[Unit]], pick: Pick, names: Callable[[Unit]
 
 def asked_items(split: str) -> Callable[[Unit], str]:
     """What names a draw of items: the unsteered model's answers to them tell it from another one."""
-    return lambda unit: _short([unit["base"][split]["capability"], unit["base"][split]["refused"]])
+    return _once(lambda unit: _short([unit["base"][split]["capability"], unit["base"][split]["refused"]]))
 
 
 def asked_prompts(split: str, direction: str) -> Callable[[Unit], str]:
     """What names a draw of prompts."""
-    return lambda unit: _short(unit["plain"][split][direction]["prompts"])
+    return _once(lambda unit: _short(unit["plain"][split][direction]["prompts"]))
+
+
+def _once(name: Callable[[Unit], str]) -> Callable[[Unit], str]:
+    """The same, worked out once for each unit."""
+    known: dict[int, tuple[Unit, str]] = {}  # the unit is held, so that no other one takes its place
+
+    def named(unit: Unit) -> str:
+        if id(unit) not in known:
+            known[id(unit)] = (unit, name(unit))
+        return known[id(unit)][1]
+
+    return named
 
 
 def _row(arm: str, group: str, direction: Direction, setting: str, units: Sequence[Sequence[Unit]]) -> Row | None:
+    names = {"costs": asked_items("test"), "effects": asked_prompts("test", direction)}
+
     def told(kind: str, name: str) -> Estimate:
-        names = asked_items("test") if kind == "costs" else asked_prompts("test", direction)
-        return estimate(units, values(kind, name, arm, direction, setting), names)
+        return estimate(units, values(kind, name, arm, direction, setting), names[kind])
 
     cells = [c for fits in units for u in fits if (c := cell(u, arm, direction, "test", setting)) is not None]
     if not cells:
@@ -174,16 +187,18 @@ def _row(arm: str, group: str, direction: Direction, setting: str, units: Sequen
 
 
 def _plain_row(group: str, direction: Direction, units: Sequence[Sequence[Unit]]) -> Row:
+    prompts, items = asked_prompts("test", direction), asked_items("test")
+
     def told(name: str) -> Estimate:
-        return estimate(units, lambda u: u["plain"]["test"][direction][name], asked_prompts("test", direction))
+        return estimate(units, _plain("test", direction, name), prompts)
 
     nothing = Estimate(None, None, None, 0)
     means = [m for fits in units for u in fits if (m := mean(u["plain"]["test"][direction]["effect"])) is not None]
     return Row(
         arm="unsteered", group=group, direction=direction, setting="unit", strength="0",
         effect=told("effect"), joint=told("joint"), degree=told("degree"), lost=nothing,
-        wrong=estimate(units, lambda u: u["base"]["test"]["wrong"], asked_items("test")),
-        refused=estimate(units, lambda u: u["base"]["test"]["refused"], asked_items("test")), perplexity=nothing, kl=nothing,
+        wrong=estimate(units, lambda u: u["base"]["test"]["wrong"], items),
+        refused=estimate(units, lambda u: u["base"]["test"]["refused"], items), perplexity=nothing, kl=nothing,
         repetition=told("repetition"), worst=min(means, default=None),
     )  # fmt: skip
 
@@ -192,18 +207,13 @@ def _points(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Point]:
     for task, fits in by_task.items():
         for direction in DIRECTIONS:
             for split in ("dev", "test"):
-                plain = {
-                    n: estimate([fits], _plain(split, direction, n), asked_prompts(split, direction)) for n in EFFECTS
-                }
+                names = asked_prompts(split, direction)
+                plain = {n: estimate([fits], _plain(split, direction, n), names) for n in EFFECTS}
                 yield Point(task, "unsteered", direction, split, 0.0, **plain)
                 for arm in plan.arms:
                     for strength in _strengths(fits, arm.name, direction, split):
                         told = {
-                            n: estimate(
-                                [fits],
-                                values("effects", n, arm.name, direction, strength, split),
-                                asked_prompts(split, direction),
-                            )
+                            n: estimate([fits], values("effects", n, arm.name, direction, strength, split), names)
                             for n in EFFECTS
                         }
                         yield Point(task, arm.name, direction, split, strength, **told)
@@ -213,12 +223,11 @@ def _costs(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Cost]:
     for task, fits in by_task.items():
         for direction in DIRECTIONS:
             for split in ("dev", "test"):
+                names = asked_items(split)
                 for arm in plan.arms:
                     for strength in _strengths(fits, arm.name, direction, split):
                         told = {
-                            n: estimate(
-                                [fits], values("costs", n, arm.name, direction, strength, split), asked_items(split)
-                            )
+                            n: estimate([fits], values("costs", n, arm.name, direction, strength, split), names)
                             for n in COSTS
                         }
                         yield Cost(task, arm.name, split, strength, **told)
@@ -246,14 +255,13 @@ def _samples(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Sample]:
 
 def _values(plan: Plan, by_task: dict[str, list[Unit]]) -> Iterable[Values]:
     """Every fit's values at unit strength and at the tuned one, the unsteered model's first."""
+    items = asked_items("test")
+    prompts = {direction: asked_prompts("test", direction) for direction in DIRECTIONS}
     for task, fits in by_task.items():
         for unit in fits:
             for direction in DIRECTIONS:
                 plain, base = unit["plain"]["test"][direction], unit["base"]["test"]
-                on = (
-                    asked_prompts("test", direction)(unit),
-                    asked_items("test")(unit),
-                )  # capability is theirs less `lost`
+                on = (prompts[direction](unit), items(unit))  # capability is the unsteered model's less `lost`
                 told = {**{k: plain[k] for k in EFFECTS}, **{k: base[k] for k in ("capability", "wrong", "refused")}}
                 yield Values(task, "unsteered", direction, "unit", unit["seed"], 0.0, *on, told)
                 for arm in plan.arms:

@@ -7,12 +7,13 @@ slow unit holds up nobody else. `steerlab.evals.workers_ray` has the same on a R
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_all_start_methods, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..errors import ConfigError, JudgeError, SteerlabError
@@ -326,9 +327,10 @@ class Processes(Workers):
 def _starting(gpus: int) -> ForkServerContext | SpawnContext:
     """How processes are started: from one that has PyTorch and transformers loaded, which saves each worker some seconds.
 
-    It has none of steerlab, so that a worker runs the code that is there when it starts. Those with GPUs of their own start anew.
+    It has none of steerlab, so that a worker runs the code that is there when it starts. Those with GPUs of their own start anew,
+    as do all where a process that has loaded so much can't be forked safely (macOS, Windows).
     """
-    if gpus or "forkserver" not in get_all_start_methods():
+    if gpus or sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

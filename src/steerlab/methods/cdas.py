@@ -30,6 +30,7 @@ class CDAS(Interchange):
     """
 
     paper: ClassVar[str] = "arXiv 2602.05234"
+    matching: ClassVar[bool] = True
     flat: float = 0.98
 
     def __post_init__(self) -> None:

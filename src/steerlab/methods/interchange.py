@@ -29,7 +29,7 @@ from ..sites import Site
 from ..steering import Steering
 from .base import mean_gap, same_responses
 from .fitting import ran
-from .frozen import EditRows
+from .frozen import EditRows, Frozen
 from .fused import JensenShannon, Objective
 from .optimisers import Adam, OnSphere, Optimiser, Renormalised, Several, orthonormal
 from .trained import Free, Given, Row, Step, Trained, put
@@ -77,6 +77,7 @@ class Interchange(Trained):
     """
 
     symmetric: ClassVar[bool] = True
+    matching: ClassVar[bool] = False  # whether all that it learns is what the other prompt does to the model
     up: ClassVar[float] = 1 / 3
     rank: int = 8
     source: Literal["last", "aligned"] = "last"
@@ -117,6 +118,17 @@ class Interchange(Trained):
             raise ConfigError(
                 f"rank is {self.rank} at {sites[0]}, which is {engine.width(sites[0])} wide; expected less."
             )
+
+    def given(
+        self, engine: Trainable, contrast: Contrast, sites: tuple[Site, ...], positions: Positions, frozen: Frozen
+    ) -> Given:
+        if self.matching and all(p.messages == n.messages for p, n in contrast.pairs):
+            raise DataError(
+                f"both prompts are identical in all {len(contrast.pairs)} pairs, and {self.name} learns what one prompt does to"
+                " the model and the other doesn't. Ask for the behaviour in the positive prompts (a system prompt, or a"
+                " sentence), or take a method that learns from the answers, such as reps, das or lm_vector."
+            )
+        return super().given(engine, contrast, sites, positions, frozen)
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ class KLDAS(Interchange):
     """Match distributions one way under interchange, and clamp to the poles that this takes."""
 
     paper: ClassVar[str] = "arXiv 2602.05234"
+    matching: ClassVar[bool] = True
     direction: Literal["forward", "reverse"] = "forward"
 
     def objective(self, step: Step) -> Objective:

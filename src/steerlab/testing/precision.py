@@ -42,5 +42,6 @@ def rounding(terms: int, magnitude: float, dtype: torch.dtype = torch.float32) -
 # What two ways of computing the same may differ by, as a share of the value or beside magnitudes near 1 (docs/tolerances.md).
 EXACT = 1e-9  # whole passes and fits in float64: `rounding` of four million additions in a row, far more than a tiny model makes
 SUMMED = 1e-12  # one sum in float64, of some thousand numbers at most: `rounding(4500, 1, torch.float64)`
+FEW = 1e-6  # a few roundings in float32 of numbers near 1, as where the same pass runs twice: `rounding(8, 1)`
 ONE = 1e-5  # one sum in float32, of a tiny model's 32 to 97 numbers: `rounding(84, 1)`
 MANY = 1e-4  # sums one after another in float32, a pass through three blocks (nine products of up to 97): `rounding(840, 1)`

@@ -16,7 +16,7 @@ from steerlab.positions import DECODING
 from steerlab.sites import Site
 from steerlab.steering import Intervention, Steering
 from steerlab.testing import tiny
-from steerlab.testing.precision import ONE
+from steerlab.testing.precision import FEW, ONE
 
 SEEDS = st.integers(0, 2**31 - 1)
 WIDTH = 32
@@ -64,7 +64,7 @@ def test_scaled_gives_so_many_times_the_strength_within_its_bounds(control_kind,
     control, generator = drawn(control_kind, seed)
     h, tokens = sequences(generator)
     plain, scaled = (strengths(c, h, tokens, [8]) for c in (control, control.scaled(k)))
-    torch.testing.assert_close(scaled, k * plain, rtol=ONE, atol=ONE)
+    torch.testing.assert_close(scaled, k * plain, rtol=ONE, atol=FEW)
     low, high = control.scaled(k).most
     assert bool(((scaled >= low - 1e-6) & (scaled <= high + 1e-6)).all())
     assert bool((strengths(control.scaled(0.0), h, tokens, [8]) == 0).all())
@@ -76,7 +76,7 @@ def test_chunks_change_nothing(control_kind, seed, cut):
     control, generator = drawn(control_kind, seed)
     h, tokens = sequences(generator)
     whole, parts = (strengths(control, h, tokens, sizes) for sizes in ([8], [cut, 8 - cut]))
-    torch.testing.assert_close(whole[later(tokens)], parts[later(tokens)], rtol=ONE, atol=ONE)
+    torch.testing.assert_close(whole[later(tokens)], parts[later(tokens)], rtol=ONE, atol=FEW)
 
 
 @given(seed=SEEDS, row=st.integers(0, 2))

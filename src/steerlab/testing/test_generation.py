@@ -109,3 +109,10 @@ def test_a_prompt_longer_than_the_context_is_refused_and_a_long_reply_ends_there
     assert reply.finish in ("context", "stop")
     with pytest.raises(DataError, match=r"example 0 is \d+ tokens"):
         engine.logprobs([Example.ask("w1", long)])
+
+
+def test_the_smallest_temperature_is_greedy():
+    scores = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)) * 20
+    uniform = torch.linspace(0, 1, 52, dtype=torch.float64)[1:-1]
+    for temperature in (1e-6, 1e-308, 5e-324):
+        assert torch.equal(sample(scores, Sampling(temperature=temperature), uniform), scores.argmax(dim=-1))
